@@ -1,0 +1,133 @@
+//! What an agent is given, and how it shows what it does.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+use crate::run::{Event, Input, Message, Role, Spec, StepKind, StepRecord, Usage};
+
+/// One attempt, as its agent sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct RunContext {
+    spec: Arc<Spec>,
+    attempt: u32,
+    steps: Arc<[StepRecord]>,
+    sink: Arc<dyn Sink>,
+}
+
+/// Where an agent's events go; the engine's side of a [`RunContext`].
+pub trait Sink: Send + Sync {
+    /// Shows `event` at once, if there is room for it.
+    fn push(&self, event: Event) -> Push;
+    /// Waits until there may be room. Cancellation safe.
+    fn room(&self) -> BoxFuture<'_, ()>;
+    /// Journals a finished step, then shows it. When it returns `Ok` no later attempt makes the step
+    /// again. Not cancellation safe: a dropped call may or may not have kept the step.
+    fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>>;
+}
+
+/// What became of a pushed event.
+#[derive(Debug)]
+pub enum Push {
+    /// It is in the log.
+    Shown,
+    /// The log has no room until more of it is journaled; the event is handed back.
+    Full(Event),
+    /// The attempt is over.
+    Stopped,
+}
+
+/// The attempt is over; nothing the agent does is kept any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the attempt was stopped")]
+pub struct Stopped;
+
+impl RunContext {
+    /// Makes a context; for the engine and for tests of agents.
+    pub fn new(spec: Arc<Spec>, attempt: u32, steps: Vec<StepRecord>, sink: Arc<dyn Sink>) -> Self {
+        Self { spec, attempt, steps: steps.into(), sink }
+    }
+
+    /// What the run was asked to do.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The run's input.
+    #[must_use]
+    pub fn input(&self) -> &Input {
+        &self.spec.input
+    }
+
+    /// The number of this attempt, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The steps that are finished, by earlier attempts or by the run this one goes on from.
+    #[must_use]
+    pub fn finished_steps(&self) -> &[StepRecord] {
+        &self.steps
+    }
+
+    /// A piece of the answer. Waits when the journal is behind.
+    pub async fn delta(&self, text: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::MessageDelta { text: text.into() }).await
+    }
+
+    /// A piece of what the model thinks aloud.
+    pub async fn reasoning(&self, text: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::ReasoningDelta { text: text.into() }).await
+    }
+
+    /// The whole answer of one model call.
+    pub async fn message(&self, text: impl Into<String>) -> Result<(), Stopped> {
+        let message = Message { role: Role::Assistant, content: text.into() };
+        self.show(Event::MessageCompleted { message }).await
+    }
+
+    /// A line of the agent's own log. `level` is `debug`, `info`, `warn` or `error`.
+    pub async fn log(&self, level: &'static str, message: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::Log { level, message: message.into() }).await
+    }
+
+    /// Whatever the agent wants its viewers to see.
+    pub async fn custom(&self, name: impl Into<String>, value: Value) -> Result<(), Stopped> {
+        self.show(Event::Custom { name: name.into(), value }).await
+    }
+
+    /// Says that step number `step` begins.
+    pub async fn step_started(&self, step: u32, kind: StepKind, name: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::StepStarted { step, kind, name: name.into() }).await
+    }
+
+    /// Keeps a finished step; see [`Sink::finish_step`].
+    pub async fn step_finished(
+        &self,
+        step: u32,
+        kind: StepKind,
+        name: impl Into<String>,
+        result: Value,
+        usage: Usage,
+    ) -> Result<(), Stopped> {
+        self.sink.finish_step(StepRecord { step, kind, name: name.into(), result, usage }).await
+    }
+
+    async fn show(&self, mut event: Event) -> Result<(), Stopped> {
+        // An agent that always has something to say must not keep its thread to itself.
+        tokio::task::coop::consume_budget().await;
+        loop {
+            match self.sink.push(event) {
+                Push::Shown => return Ok(()),
+                Push::Stopped => return Err(Stopped),
+                Push::Full(returned) => {
+                    event = returned;
+                    self.sink.room().await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What every request passes: its id, its caller, its place in the log and the metrics.
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::web::Data;
+use actix_web::{HttpMessage, HttpRequest, ResponseError};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use super::input::token_header;
+use super::problem::{Code, Problem};
+use super::{ApiState, CORRELATION_ID, REQUEST_ID};
+use crate::run::Tenant;
+
+/// Who may call.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// SHA-256 of each API key; empty: none is needed.
+    pub key_hashes: Vec<[u8; 32]>,
+    /// Only requests to loopback host names are answered, so that no web page can reach a node without
+    /// keys by a name that it lets point to this machine.
+    pub loopback_hosts_only: bool,
+}
+
+/// These need no key: a platform's probes have none.
+const OPEN: [&str; 2] = ["/health", "/ready"];
+
+/// The tenant that makes the request.
+pub(super) fn caller(request: &HttpRequest) -> Tenant {
+    request.extensions().get::<Tenant>().cloned().unwrap_or_default()
+}
+
+/// The middleware.
+pub(super) async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let id = token_header(request.request(), REQUEST_ID).unwrap_or_else(|| Uuid::now_v7().to_string());
+    let correlation_id = token_header(request.request(), CORRELATION_ID);
+    let state = request.app_data::<Data<ApiState>>().cloned();
+    let refused = state.as_ref().and_then(|state| refuse(&request, &state.settings.access));
+    let mut response = match refused {
+        Some(problem) => request.into_response(problem.error_response()).map_into_right_body(),
+        None => {
+            request.extensions_mut().insert(Tenant::default());
+            next.call(request).await?.map_into_left_body()
+        }
+    };
+    let status = response.status();
+    let pattern = response.request().match_pattern();
+    let route = pattern.as_deref().unwrap_or("none");
+    if let Some(engine) = state.as_ref().and_then(|state| state.engine().ok()) {
+        engine.metrics().answered(route, status.as_u16());
+    }
+    let method = response.request().method().as_str();
+    if status.is_server_error() && status.as_u16() == 500 {
+        tracing::error!(request_id = %id, correlation_id, method, route, status = status.as_u16(), "request failed");
+    } else {
+        tracing::debug!(request_id = %id, correlation_id, method, route, status = status.as_u16(), "request answered");
+    }
+    let headers = response.headers_mut();
+    for (name, value) in [(REQUEST_ID, Some(id)), (CORRELATION_ID, correlation_id)] {
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    Ok(response)
+}
+
+fn refuse(request: &ServiceRequest, access: &Access) -> Option<Problem> {
+    if access.loopback_hosts_only && !is_loopback(request.connection_info().host()) {
+        let detail = "without API keys only requests to localhost, 127.0.0.1 or [::1] are answered";
+        return Some(Problem::new(Code::ForbiddenHost, detail));
+    }
+    if access.key_hashes.is_empty() || OPEN.iter().any(|open| request.path().ends_with(open)) {
+        return None;
+    }
+    let key = presented_key(request).map(|key| <[u8; 32]>::from(Sha256::digest(key)));
+    // Each is compared, in constant time, so that neither the place nor a prefix shows.
+    let known =
+        key.is_some_and(|key| access.key_hashes.iter().fold(false, |known, hash| known | bool::from(hash.ct_eq(&key))));
+    (!known).then(|| Problem::new(Code::Unauthorized, "expected an API key, as `Authorization: Bearer` or `x-api-key`"))
+}
+
+fn presented_key(request: &ServiceRequest) -> Option<&[u8]> {
+    let headers = request.headers();
+    match headers.get(header::AUTHORIZATION) {
+        Some(value) => value.as_bytes().strip_prefix(b"Bearer "),
+        None => headers.get("x-api-key").map(HeaderValue::as_bytes),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn only_loopback_names_count_as_such() {
+        for host in ["localhost", "LOCALHOST:7070", "127.0.0.1:7070", "127.8.9.1", "[::1]:7070", "[::1]"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:7070",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "[::2]:1",
+            "",
+            "127.0.0.1.evil.example",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The native HTTP API: thin handlers over the engine's handle. Knows no actor and no broker.
+
+mod guard;
+mod input;
+mod node;
+mod object;
+mod openapi;
+mod problem;
+mod runs;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, ServiceConfig};
+use actix_web::{HttpResponse, ResponseError};
+use actix_web_lab::middleware::CatchPanic;
+use parking_lot::RwLock;
+
+use crate::engine::Engine;
+use problem::{Code, Problem};
+
+pub use guard::Access;
+pub use node::ModelCard;
+
+const REQUEST_ID: &str = "x-request-id";
+const CORRELATION_ID: &str = "x-correlation-id";
+
+/// Bounds of the API.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// The largest body, in bytes.
+    pub max_body: usize,
+    /// The longest page of a list.
+    pub max_page: usize,
+    /// How long a stream may be silent before it carries a comment.
+    pub heartbeat: Duration,
+    /// Serve the page that shows the OpenAPI document.
+    pub docs: bool,
+    /// Who may call.
+    pub access: Access,
+    /// What `GET /v1/models` lists.
+    pub models: Vec<ModelCard>,
+}
+
+/// What the handlers share. The engine comes later than the listener: health answers first.
+pub(crate) struct ApiState {
+    settings: ApiSettings,
+    engine: OnceLock<Engine>,
+    stage: RwLock<String>,
+}
+
+impl ApiState {
+    pub(crate) fn new(settings: ApiSettings) -> Self {
+        Self { settings, engine: OnceLock::new(), stage: RwLock::new("starting".to_owned()) }
+    }
+
+    /// From now on requests are served by `engine`.
+    pub(crate) fn serve(&self, engine: Engine) {
+        // Said once, at start; a second engine has no place here.
+        self.engine.set(engine).unwrap_or_default();
+    }
+
+    /// What the node is busy with until then.
+    pub(crate) fn at_stage(&self, stage: impl Into<String>) {
+        *self.stage.write() = stage.into();
+    }
+
+    fn stage(&self) -> String {
+        self.stage.read().clone()
+    }
+
+    fn engine(&self) -> Result<&Engine, Problem> {
+        self.engine.get().ok_or_else(Problem::starting)
+    }
+}
+
+/// Mounts all routes. They answer under whatever scope `config` belongs to.
+pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
+    let docs = state.settings.docs;
+    let mut scope = web::scope("")
+        .app_data(state)
+        // From the inside out.
+        .wrap(from_fn(guard::guard))
+        .wrap(CatchPanic::default())
+        .service(web::resource("/v1/runs").get(runs::list).post(runs::create).default_service(web::to(wrong_method)))
+        .service(
+            web::resource("/v1/runs/{id}").get(runs::get).delete(runs::delete).default_service(web::to(wrong_method)),
+        );
+    for (path, route) in [
+        ("/v1/runs/{id}/stream", web::get().to(runs::stream)),
+        ("/v1/runs/{id}/events", web::get().to(runs::events)),
+        ("/v1/runs/{id}/wait", web::get().to(runs::wait)),
+        ("/v1/runs/{id}/cancel", web::post().to(runs::cancel)),
+        ("/v1/runs/{id}/retry", web::post().to(runs::retry)),
+        ("/v1/agents", web::get().to(node::agents)),
+        ("/v1/models", web::get().to(node::models)),
+        ("/health", web::get().to(node::health)),
+        ("/ready", web::get().to(node::ready)),
+        ("/metrics", web::get().to(node::metrics)),
+        ("/openapi.json", web::get().to(openapi::document)),
+    ] {
+        scope = scope.service(web::resource(path).route(route).default_service(web::to(wrong_method)));
+    }
+    if docs {
+        scope = scope.service(openapi::page());
+    }
+    config.service(scope.default_service(web::to(no_route)));
+}
+
+async fn wrong_method(request: actix_web::HttpRequest) -> HttpResponse {
+    let detail = format!("{} is not possible here", request.method());
+    Problem::new(Code::MethodNotAllowed, detail).error_response()
+}
+
+async fn no_route() -> HttpResponse {
+    Problem::new(Code::NotFound, "there is no such route; GET /openapi.json lists them").error_response()
+}

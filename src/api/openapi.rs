@@ -1,0 +1,48 @@
+//! The OpenAPI document, made from the code, and the page to read it.
+
+use actix_web::{HttpRequest, HttpResponse};
+use utoipa::OpenApi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::{node, object, problem, runs};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Runcast",
+        description = "Starts AI-agent runs over HTTP, streams their tokens over SSE, and never loses one."
+    ),
+    paths(
+        runs::create,
+        runs::list,
+        runs::get,
+        runs::delete,
+        runs::stream,
+        runs::events,
+        runs::wait,
+        runs::cancel,
+        runs::retry,
+        node::agents,
+        node::models,
+        node::health,
+        node::ready,
+        node::metrics,
+    ),
+    components(schemas(problem::Problem, object::CreateRunBody))
+)]
+struct Document;
+
+/// The document. Its server is the prefix that the API is mounted under.
+pub(super) async fn document(request: HttpRequest) -> HttpResponse {
+    let prefix = request.path().strip_suffix("/openapi.json").unwrap_or_default();
+    let mut document = Document::openapi();
+    if !prefix.is_empty() {
+        document.servers = Some(vec![utoipa::openapi::Server::new(prefix)]);
+    }
+    HttpResponse::Ok().json(document)
+}
+
+/// The page. It asks for the document beside it, so it works under any prefix.
+pub(super) fn page() -> SwaggerUi {
+    SwaggerUi::new("/docs/{_:.*}").config(Config::from("../openapi.json"))
+}

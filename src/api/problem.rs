@@ -1,0 +1,225 @@
+//! What is refused, as `application/problem+json` (RFC 9457): the one table of codes.
+
+use std::fmt;
+
+use actix_web::body::BoxBody;
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+
+use crate::engine::{CreateError, RunRequestError};
+use crate::store::StoreError;
+
+/// A refusal. The text may change between versions, the code does not.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub(crate) struct Problem {
+    /// Always `about:blank`: the code says what kind of problem it is.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The meaning of the status.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// Stable, in snake case.
+    code: &'static str,
+    /// What is wrong and what was expected, for people.
+    detail: String,
+    /// The field of the body, query or header that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip)]
+    retry_after: Option<u32>,
+}
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $status:ident;)+) => {
+        /// The codes, each with its status.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Code { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Code {
+            fn parts(self) -> (&'static str, StatusCode) {
+                match self { $(Self::$name => ($code, StatusCode::$status),)+ }
+            }
+        }
+
+        /// The rows of the documentation: status, code, meaning.
+        #[cfg(test)]
+        const ROWS: &[(StatusCode, &str, &str)] = &[$((StatusCode::$status, $code, concat!($($doc),+)),)+];
+    };
+}
+
+codes! {
+    /// The body is not JSON.
+    InvalidJson = "invalid_json", BAD_REQUEST;
+    /// A field of the body, the query or a header is unknown, missing, of the wrong type or out of bounds.
+    InvalidField = "invalid_field", BAD_REQUEST;
+    /// There is no agent of that name here.
+    UnknownAgent = "unknown_agent", BAD_REQUEST;
+    /// The sequence number lies beyond what can have been shown.
+    SequenceBeyondLog = "sequence_beyond_log", BAD_REQUEST;
+    /// An API key is needed, and none or a wrong one was given.
+    Unauthorized = "unauthorized", UNAUTHORIZED;
+    /// Without API keys only loopback host names are answered.
+    ForbiddenHost = "forbidden_host", FORBIDDEN;
+    /// There is no such run or route.
+    NotFound = "not_found", NOT_FOUND;
+    /// The route does not take this method.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
+    /// The idempotency key was used before, with another body.
+    IdempotencyKeyReused = "idempotency_key_reused", CONFLICT;
+    /// The run has not ended yet.
+    RunNotFinal = "run_not_final", CONFLICT;
+    /// Only a failed or cancelled run can be retried.
+    RunNotRetryable = "run_not_retryable", CONFLICT;
+    /// The body is larger than `server.max_body`.
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE;
+    /// The input is larger than `limits.max_input`.
+    InputTooLarge = "input_too_large", PAYLOAD_TOO_LARGE;
+    /// The body's content type is not `application/json`.
+    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE;
+    /// `limits.max_waiting` runs are scheduled or queued.
+    TooManyWaiting = "too_many_waiting", TOO_MANY_REQUESTS;
+    /// The node is starting.
+    Starting = "starting", SERVICE_UNAVAILABLE;
+    /// The node is shutting down.
+    Draining = "draining", SERVICE_UNAVAILABLE;
+    /// The store cannot be reached.
+    StoreUnavailable = "store_unavailable", SERVICE_UNAVAILABLE;
+    /// The store has no room left.
+    StoreFull = "store_full", INSUFFICIENT_STORAGE;
+    /// Something broke; the node's log has the details under the request's id.
+    Internal = "internal", INTERNAL_SERVER_ERROR;
+}
+
+impl Problem {
+    /// A problem of kind `code`; `detail` says what is wrong and what was expected.
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        let (code, status) = code.parts();
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            field: None,
+            retry_after: None,
+        }
+    }
+
+    /// A field that does not make sense.
+    pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        let field = field.into();
+        let detail = format!("{field}: {}", detail.into());
+        Self { field: Some(field), ..Self::new(Code::InvalidField, detail) }
+    }
+
+    /// There is no such run.
+    pub(crate) fn no_run() -> Self {
+        Self::new(Code::NotFound, "there is no such run")
+    }
+
+    /// Come back after so many seconds.
+    #[must_use]
+    fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The node is starting.
+    pub(crate) fn starting() -> Self {
+        Self::new(Code::Starting, "the node is starting; GET /ready says what is missing").retry_after(1)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse<BoxBody> {
+        let mut response = HttpResponse::build(self.status_code());
+        response.content_type("application/problem+json");
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if self.status == 401 {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        response.body(serde_json::to_string(self).unwrap_or_default())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full(_) => {
+                tracing::error!(%error, "a request failed");
+                Self::new(Code::StoreFull, "the store has no room left").retry_after(30)
+            }
+            StoreError::Unavailable(_) | StoreError::ReadOnly(_) => {
+                tracing::error!(%error, "a request failed");
+                Self::new(Code::StoreUnavailable, "the store is not available").retry_after(1)
+            }
+            StoreError::Closed => Self::new(Code::Draining, "the node is shutting down").retry_after(1),
+            StoreError::Corrupt(_) | StoreError::Foreign(_) | StoreError::InUse(_) => {
+                tracing::error!(%error, "a request failed");
+                Self::new(Code::Internal, "the store is damaged; the log of the node has the details")
+            }
+        }
+    }
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CreateError::Invalid { field, .. } => Self { field: Some(field), ..Self::new(Code::InvalidField, detail) },
+            CreateError::UnknownAgent { .. } => {
+                Self { field: Some("agent".to_owned()), ..Self::new(Code::UnknownAgent, detail) }
+            }
+            CreateError::InputTooLarge { .. } => {
+                Self { field: Some("input".to_owned()), ..Self::new(Code::InputTooLarge, detail) }
+            }
+            CreateError::TooManyWaiting { .. } => Self::new(Code::TooManyWaiting, detail).retry_after(1),
+            CreateError::KeyReused => {
+                Self { field: Some("Idempotency-Key".to_owned()), ..Self::new(Code::IdempotencyKeyReused, detail) }
+            }
+            CreateError::NotRetryable(_) => Self::new(Code::RunNotRetryable, detail),
+            CreateError::Missing => Self::no_run(),
+            CreateError::Draining => Self::new(Code::Draining, detail).retry_after(1),
+            CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RunRequestError> for Problem {
+    fn from(error: RunRequestError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RunRequestError::Missing => Self::no_run(),
+            RunRequestError::NotFinal(_) => Self::new(Code::RunNotFinal, detail),
+            RunRequestError::Beyond { .. } => Self::new(Code::SequenceBeyondLog, detail),
+            RunRequestError::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ROWS;
+
+    #[test]
+    fn every_code_has_its_row_in_the_documentation() {
+        let documented = include_str!("../../docs/errors.md");
+        for (status, code, meaning) in ROWS {
+            let row = format!("| {} | `{code}` | {} |", status.as_u16(), meaning.trim());
+            assert!(documented.contains(&row), "docs/errors.md lacks: {row}");
+        }
+    }
+}

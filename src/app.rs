@@ -1,0 +1,455 @@
+//! The composition root: the only file that names concrete adapters. Start order and drain order are
+//! here.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::web::{Data, ServiceConfig};
+use actix_web::{App, HttpServer};
+use runcast_broker::Broker;
+use runcast_broker_memory::{MemoryBroker, MemoryOptions};
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::model::{ModelAgent, ModelAgentOptions};
+use crate::agent::providers::Provider;
+use crate::agent::providers::openai::{OpenAi, OpenAiOptions};
+use crate::agent::scripted::ScriptedAgent;
+use crate::agent::{Agent, AgentCard, Agents};
+use crate::api::{self, Access, ApiSettings, ApiState, ModelCard};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, AgentKind, Config, Protocol};
+use crate::engine::{Engine, FeedSettings, Parts, Settings};
+use crate::run::Backoff;
+use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
+use crate::store::{RunStore, StoreError};
+use crate::telemetry::Metrics;
+
+/// A complete Runcast: an engine and its HTTP API. A cheap handle.
+#[derive(Clone)]
+pub struct Runcast {
+    state: Data<ApiState>,
+    engine: Engine,
+}
+
+/// Puts a [`Runcast`] together. What is not given is taken from the configuration.
+pub struct Builder {
+    config: Config,
+    store: Option<Arc<dyn RunStore>>,
+    broker: Option<Arc<dyn Broker>>,
+    agents: Vec<Arc<dyn Agent>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Why it did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}{}", hint(source))]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory for the data cannot be made.
+    #[error("cannot use the data directory {}: {source}", path.display())]
+    Data {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store cannot be used.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// An agent's or a provider's definition does not make sense.
+    #[error("{0}")]
+    Agent(String),
+    /// The server broke.
+    #[error("the HTTP server failed: {0}")]
+    Serve(#[source] io::Error),
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; is another runcast running? choose another address with --listen",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+        _ => "",
+    }
+}
+
+impl Runcast {
+    /// Begins with the default configuration: in-memory broker, SQLite file in `runcast-data`.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            config: Config::default(),
+            store: None,
+            broker: None,
+            agents: Vec::new(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// Mounts the whole HTTP API in an actix-web application, in the scope that `config` belongs to:
+    ///
+    /// ```ignore
+    /// App::new().service(web::scope("/agents").configure(|config| runcast.configure(config)))
+    /// ```
+    ///
+    /// The API answers every path of that scope; mount other routes of the scope before it.
+    pub fn configure(&self, config: &mut ServiceConfig) {
+        api::configure(config, self.state.clone());
+    }
+
+    /// The engine, for use without HTTP.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Shuts down in good order; see [`Engine::drain`]. The HTTP server is to be stopped after that.
+    pub async fn drain(&self, grace: Duration) {
+        self.engine.drain(grace, CancellationToken::new()).await;
+    }
+}
+
+impl Builder {
+    /// Uses this configuration. Its `listen` is not used: the embedding service listens.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Uses this store.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn RunStore>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Uses this broker.
+    #[must_use]
+    pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
+    /// Adds an agent, in place of a configured one of the same name.
+    #[must_use]
+    pub fn agent(mut self, agent: impl Agent) -> Self {
+        self.agents.push(Arc::new(agent));
+        self
+    }
+
+    /// Tells the time by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Opens the store, recovers what the last process left behind, and begins to execute runs. Needs an
+    /// actix system (`#[actix_web::main]`, or an `actix::System`).
+    pub async fn build(self) -> Result<Runcast, StartError> {
+        let state = Data::new(ApiState::new(api_settings(&self.config, false)));
+        let engine = self.start(&state).await?;
+        Ok(Runcast { state, engine })
+    }
+
+    /// The stages after the listener; see [`serve`].
+    async fn start(self, state: &ApiState) -> Result<Engine, StartError> {
+        let Self { config, store, broker, agents, clock } = self;
+        let store = match store {
+            Some(store) => store,
+            None => {
+                let path = config.store.sqlite_file(&config.data);
+                stage(state, 3, format!("opening the store {}", path.display()));
+                Arc::new(open_sqlite(&config, &path)?)
+            }
+        };
+        stage(state, 4, "connecting the broker".to_owned());
+        let broker = broker.unwrap_or_else(|| Arc::new(MemoryBroker::new(MemoryOptions::default())));
+        stage(state, 5, "loading the agents".to_owned());
+        let agents = all_agents(&config, agents).map_err(StartError::Agent)?;
+        stage(state, 6, "recovering the runs of the last process".to_owned());
+        let settings = engine_settings(&config);
+        let metrics = Arc::new(Metrics::default());
+        let engine = Engine::start(Parts { store, broker, agents, clock, metrics, settings }).await;
+        state.serve(engine.clone());
+        let recovered = engine.serve().await?;
+        tracing::info!(recovered, "start 7/7: ready");
+        Ok(engine)
+    }
+}
+
+/// Logs a stage of the start and lets `/health` tell it.
+fn stage(state: &ApiState, number: u8, doing: String) {
+    tracing::info!("start {number}/7: {doing}");
+    state.at_stage(doing);
+}
+
+/// Serves the HTTP API until a signal, then drains. Calls `started` once runs are executed.
+///
+/// The order is: listen (health answers from here on), store, broker, agents, recovery, workers; and on
+/// the way down: nothing new, live runs within the grace, release of the rest, streams, broker, store,
+/// listener. A second signal cuts the grace short.
+pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &Engine)) -> Result<(), StartError> {
+    tracing::info!("start 1/7: the configuration is read");
+    let listen = |source| StartError::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let state = Data::new(ApiState::new(api_settings(&config, true)));
+    let served = state.clone();
+    let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
+    let server = HttpServer::new(move || App::new().configure(|app| api::configure(app, served.clone())))
+        .workers(workers)
+        .max_connections(config.server.max_connections)
+        .client_request_timeout(config.server.request_timeout)
+        .keep_alive(config.server.keep_alive)
+        // A viewer that has hung up is noticed at once, not at the next write.
+        .h1_allow_half_closed(false)
+        // By then the streams have ended.
+        .shutdown_timeout(3)
+        .disable_signals()
+        .listen(listener)
+        .map_err(StartError::Serve)?
+        .run();
+    stage(&state, 2, format!("listening on {address}"));
+    let handle = server.handle();
+    let mut serving = actix::spawn(server);
+    let stop = on_signals();
+    let grace = config.worker.drain_grace;
+    let builder = Builder { config: config.clone(), ..Runcast::builder() };
+    let starting = builder.start(&state);
+    let engine = match stop.asked.run_until_cancelled(starting).await {
+        Some(Ok(engine)) => engine,
+        Some(Err(error)) => {
+            handle.stop(false).await;
+            return Err(error);
+        }
+        None => {
+            // Whatever was opened closes with the process, as at a crash.
+            handle.stop(false).await;
+            return Ok(());
+        }
+    };
+    started(&config, address, &engine);
+    let broken = tokio::select! {
+        () = stop.asked.cancelled() => None,
+        ended = &mut serving => Some(ended),
+    };
+    tracing::info!(grace = %humantime::format_duration(grace), "shutting down: nothing new, live runs get a grace");
+    engine.drain(grace, stop.asked_again).await;
+    handle.stop(true).await;
+    match broken {
+        Some(Ok(Err(error))) => Err(StartError::Serve(error)),
+        Some(Err(error)) => Err(StartError::Serve(io::Error::other(error))),
+        Some(Ok(Ok(()))) | None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+struct StopSignals {
+    asked: CancellationToken,
+    asked_again: CancellationToken,
+}
+
+/// SIGTERM and SIGINT: the first asks to stop, the second to hurry.
+fn on_signals() -> StopSignals {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (asked, asked_again) = (CancellationToken::new(), CancellationToken::new());
+    let tokens = [asked.clone(), asked_again.clone()];
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            actix::spawn(async move {
+                for token in tokens {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    token.cancel();
+                }
+            });
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals are not heard: only a kill stops the node")
+        }
+    }
+    StopSignals { asked, asked_again }
+}
+
+fn open_sqlite(config: &Config, path: &Path) -> Result<SqliteStore, StartError> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(|source| StartError::Data { path: directory.to_owned(), source })?;
+    }
+    let mut options = SqliteOptions::new(path);
+    options.readers = config.sqlite.readers;
+    options.synchronous = match config.sqlite.synchronous {
+        config::Synchronous::Normal => Synchronous::Normal,
+        config::Synchronous::Full => Synchronous::Full,
+    };
+    Ok(SqliteStore::open(options)?)
+}
+
+/// The configured agents, the built-in ones, and those of the embedding service, later ones in place of
+/// earlier ones of the same name.
+fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, String> {
+    let mut agents = Agents::default();
+    agents.register(Arc::new(ScriptedAgent::new("scripted")))?;
+    let mut providers = std::collections::BTreeMap::new();
+    for (name, provider) in &config.providers {
+        let built: Arc<dyn Provider> = match provider.protocol {
+            Protocol::OpenAi => Arc::new(
+                OpenAi::new(OpenAiOptions {
+                    name: name.clone(),
+                    base_url: provider.base_url.clone(),
+                    api_key: provider.api_key.clone(),
+                    connect_timeout: provider.connect_timeout,
+                    first_token_timeout: provider.first_token_timeout,
+                    idle_timeout: provider.idle_timeout,
+                })
+                .map_err(|error| format!("provider {name}: {error}"))?,
+            ),
+        };
+        providers.insert(name.as_str(), built);
+    }
+    if let Some(model) = assistant_model(config) {
+        let mut options = ModelAgentOptions::new("assistant", model);
+        options.description = "A helpful assistant on the model that the environment names.".to_owned();
+        agents.register(Arc::new(ModelAgent::new(options, Arc::clone(&providers["openai"]))))?;
+    }
+    for (name, agent) in &config.agents {
+        let built: Arc<dyn Agent> = match (agent.kind, &agent.model) {
+            (AgentKind::Scripted, _) => {
+                let card = AgentCard::new(name, "scripted");
+                Arc::new(ScriptedAgent::with_card(AgentCard {
+                    version: agent.version.clone(),
+                    description: agent.description.clone(),
+                    timeout: agent.timeout,
+                    max_attempts: agent.max_attempts,
+                    ..card
+                }))
+            }
+            (AgentKind::Model, Some(model)) => {
+                let provider = providers
+                    .get(model.provider.as_str())
+                    .ok_or_else(|| format!("agent {name}: there is no provider {}", model.provider))?;
+                let mut options = ModelAgentOptions::new(name, &model.model);
+                options.version.clone_from(&agent.version);
+                options.description.clone_from(&agent.description);
+                options.system.clone_from(&agent.system);
+                options.temperature = agent.temperature;
+                options.max_tokens = agent.max_tokens;
+                options.timeout = agent.timeout;
+                options.max_attempts = agent.max_attempts;
+                Arc::new(ModelAgent::new(options, Arc::clone(provider)))
+            }
+            (AgentKind::Model, None) => return Err(format!("agent {name}: agents of kind model need a model")),
+        };
+        agents.register(built)?;
+    }
+    for agent in given {
+        agents.register(agent)?;
+    }
+    Ok(agents)
+}
+
+/// The model of the agent `assistant`, which is there as soon as the environment names a provider.
+fn assistant_model(config: &Config) -> Option<String> {
+    let provider = config.providers.get("openai")?;
+    let elsewhere = provider.base_url != config::Provider::default().base_url;
+    if provider.api_key.is_none() && !elsewhere {
+        return None;
+    }
+    let default = if elsewhere { "auto" } else { "gpt-4o-mini" };
+    Some(config.openai_model.clone().unwrap_or_else(|| default.to_owned()))
+}
+
+/// The models that the configuration names, with what they lack.
+fn models(config: &Config) -> Vec<ModelCard> {
+    let mut models = std::collections::BTreeSet::new();
+    for (provider, settings) in &config.providers {
+        models.extend(settings.models.iter().map(|model| (provider.as_str(), model.clone())));
+    }
+    models.extend(assistant_model(config).map(|model| ("openai", model)));
+    let of_agents = config.agents.values().filter_map(|agent| agent.model.as_ref());
+    models.extend(of_agents.map(|model| (model.provider.as_str(), model.model.clone())));
+    let card = |(provider, model): (&str, String)| {
+        let missing = config.providers.get(provider).and_then(|settings| missing_key(provider, settings));
+        let id = format!("{provider}/{model}");
+        ModelCard { id, provider: provider.to_owned(), ready: missing.is_none(), missing }
+    };
+    models.into_iter().map(card).collect()
+}
+
+/// What a provider without a key lacks. One of one's own (another base URL) may need none.
+fn missing_key(name: &str, provider: &config::Provider) -> Option<String> {
+    let needs_key = provider.base_url == config::Provider::default().base_url;
+    (needs_key && provider.api_key.is_none()).then(|| match name {
+        "openai" => "no key: set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of your own".to_owned(),
+        _ => format!("no key: set providers.{name}.api_key"),
+    })
+}
+
+/// What each provider without a key lacks, for the warnings at start.
+pub fn missing_keys(config: &Config) -> impl Iterator<Item = (&str, String)> {
+    config.providers.iter().filter_map(|(name, provider)| Some((name.as_str(), missing_key(name, provider)?)))
+}
+
+fn api_settings(config: &Config, own_listener: bool) -> ApiSettings {
+    let hash = |key: &secrecy::SecretString| Sha256::digest(key.expose_secret()).into();
+    let key_hashes: Vec<[u8; 32]> = config.server.api_keys.iter().map(hash).collect();
+    let access = Access { loopback_hosts_only: own_listener && key_hashes.is_empty(), key_hashes };
+    ApiSettings {
+        max_body: config.server.max_body,
+        max_page: config.limits.max_page,
+        heartbeat: config.server.heartbeat,
+        docs: config.server.docs,
+        access,
+        models: models(config),
+    }
+}
+
+fn engine_settings(config: &Config) -> Settings {
+    Settings {
+        node: node_name(),
+        concurrency: config.worker.concurrency,
+        supervisors: if config.worker.supervisors == 0 { cores() } else { config.worker.supervisors },
+        timeout: config.runs.timeout,
+        max_attempts: config.runs.max_attempts,
+        backoff: Backoff { base: config.runs.backoff_base, max: config.runs.backoff_max },
+        flush_interval: config.journal.flush_interval,
+        reserve: config.journal.reserve,
+        max_unflushed: config.journal.max_unflushed,
+        feed: FeedSettings {
+            log_memory: config.feed.log_memory,
+            ended_memory: config.feed.ended_memory,
+            ended_linger: config.feed.ended_linger,
+            disconnect_grace: config.feed.disconnect_grace,
+        },
+        sweep_interval: config.recovery.sweep_interval,
+        max_input: config.limits.max_input,
+        max_waiting: config.limits.max_waiting as u64,
+        max_metadata_entries: config.limits.max_metadata_entries,
+    }
+}
+
+/// The machine and the process: tells nodes apart in logs and events.
+fn node_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "node" } else { host.trim() };
+    format!("{host}-{}", std::process::id())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

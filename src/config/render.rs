@@ -1,0 +1,81 @@
+//! The configuration as text: what is in effect, and the example file.
+
+use toml::Value;
+
+use super::{
+    parts::{Line, Part},
+    sections::{Agent, Config},
+    sources::{ALIASES, variable},
+};
+
+impl Config {
+    /// Writes what is in effect as TOML, with the origin of each value behind it and secrets masked as `***`.
+    pub fn render(&self) -> String {
+        let mut lines = Vec::new();
+        self.list("", &mut lines);
+        let mut text = String::new();
+        for line in lines {
+            text += &match line {
+                Line::Section { path, .. } if path.is_empty() => String::new(),
+                Line::Section { path, .. } => format!("\n[{path}]\n"),
+                Line::Key { name, value: None, .. } => format!("# {name} is not set\n"),
+                Line::Key { path, name, value: Some(value), .. } => {
+                    format!("{name} = {value} # {}\n", self.origin(&path))
+                }
+            };
+        }
+        if let Some(model) = &self.openai_model {
+            // No key, so no line that could be read again.
+            text += &format!("\n# OPENAI_MODEL is {}, the model of the built-in agent\n", Value::from(model.as_str()));
+        }
+        text
+    }
+}
+
+const HEAD: &str = "\
+# The configuration of Runcast: every key at its default, with what it means and why it is so.
+#
+# Copy what you change to runcast.toml, and take the # away. Lines with a space behind the # are text or examples.
+# A value is taken from the first of: a command-line flag, the environment variable beside the key (also from the file
+# .env), this file, an alias (a variable of other software), the default. In flags and variables, the items of a list
+# are separated by commas. \"runcast config\" shows what is in effect.
+";
+
+/// Writes `runcast.example.toml`: every key at its default, commented out, with its documentation.
+pub fn example_toml() -> String {
+    let mut lines = Vec::new();
+    Config::default().list("", &mut lines);
+    let mut text = HEAD.to_owned();
+    for line in &lines {
+        text += &explained(line, "#");
+    }
+    // There is no agent by default, so this one is an example throughout.
+    let mut lines = Vec::new();
+    Agent::default().list("agents.NAME", &mut lines);
+    for line in &lines {
+        text += &explained(line, "# ");
+    }
+    text
+}
+
+/// Explains one line; `mark` is what the line itself begins with.
+fn explained(line: &Line, mark: &str) -> String {
+    match line {
+        Line::Section { path, .. } if path.is_empty() => String::new(),
+        Line::Section { path, about } => format!("\n\n{}{mark}[{path}]\n", commented(about)),
+        Line::Key { path, name, about, expected, value } => {
+            let alias = ALIASES.iter().find(|alias| alias.key == path);
+            let alias = alias.map_or_else(String::new, |alias| format!(", alias {}", alias.name));
+            let takes = format!("# Takes {expected}; {}{alias}.\n", variable(path));
+            let value = match value {
+                Some(value) => format!("{mark}{name} = {value}\n"),
+                None => format!("# {name} is not set\n"),
+            };
+            format!("\n{}{takes}{value}", commented(about))
+        }
+    }
+}
+
+fn commented(about: &str) -> String {
+    about.lines().map(|line| format!("#{line}\n")).collect()
+}

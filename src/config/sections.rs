@@ -1,0 +1,279 @@
+//! The sections of the configuration: every key with its meaning, its default and the reason for it.
+//!
+//! The comments here are the documentation of the keys, in the code, in `runcast.example.toml` and nowhere else.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{
+    codecs::{Decimal, GIB, Int, KIB, List, MIB, OneOf, Optional, Size, Span, Text, Toggle},
+    faults::Origin,
+    parsed::{ADDRESS, BROKER, FILLED, HTTP_URL, MODEL, PATH, STORE, Secret},
+    parts::{Entry, section},
+    values::{AgentKind, BrokerUrl, LogFormat, ModelRef, Protocol, Role, StoreUrl, Synchronous},
+};
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const MINUTE: Duration = s(60);
+const HOUR: Duration = s(3_600);
+const DAY: Duration = s(86_400);
+
+section! {
+    /// The configuration of a node. Everything has a default: a node starts without any file.
+    pub struct Config {
+        /// The address that the HTTP API listens on. The default is reachable from this machine alone, because a node
+        /// without API keys obeys everyone; any other address needs server.api_keys. Port 0 takes any free port.
+        pub listen: std::net::SocketAddr = std::net::SocketAddr::from(([127, 0, 0, 1], 7070)) => ADDRESS;
+        /// The directory of all files that the node writes; made if missing. A relative path starts at the working
+        /// directory, so that a first try leaves everything in one place that is easy to delete.
+        pub data: PathBuf = "runcast-data".into() => PATH;
+        /// What this node does: serve the API, execute runs, or both. Splitting them needs a broker and a store that
+        /// several nodes can share, hence one process for both.
+        pub role: Role = Role::All => OneOf(Role::ALL);
+        /// What carries wake-ups between nodes. "memory" needs no service and stays inside this process; runs survive
+        /// its end all the same, because the store keeps them.
+        pub broker: BrokerUrl = BrokerUrl::Memory => BROKER;
+        /// What keeps the runs. "sqlite" is the file runcast.db in the data directory, "sqlite:PATH" another file; it
+        /// needs no service, and one process at a time may use it.
+        pub store: StoreUrl = StoreUrl::Sqlite { path: None } => STORE;
+    }
+    parts {
+        /// The HTTP server.
+        pub server: Server;
+        /// What one request may ask for.
+        pub limits: Limits;
+        /// The execution of runs on this node.
+        pub worker: Worker;
+        /// What holds for a run that does not say otherwise.
+        pub runs: Runs;
+        /// How the events of live runs reach the store.
+        pub journal: Journal;
+        /// The SQLite store.
+        pub sqlite: Sqlite;
+        /// The logs of runs that viewers read from memory.
+        pub feed: Feed;
+        /// The search for runs that were left behind.
+        pub recovery: Recovery;
+        /// The node's own log.
+        pub log: Log;
+        /// The model providers by name; `openai` is always there.
+        pub providers: BTreeMap<String, Provider>;
+        /// The agents by name, besides the built-in ones.
+        pub agents: BTreeMap<String, Agent>;
+    }
+    beside {
+        /// The model that the environment names in `OPENAI_MODEL`, for the built-in agent; never empty.
+        pub openai_model: Option<String>;
+        /// Where each key came from, by its path such as `server.heartbeat`; keys at their default are missing.
+        pub origins: BTreeMap<String, Origin>;
+    }
+}
+
+section! {
+    /// The HTTP server.
+    pub struct Server {
+        /// Threads that serve HTTP. 0 is one for each core, which is right unless other programs share the machine.
+        pub workers: usize = 0 => Int(0, 1_024);
+        /// Connections that each of these threads keeps open; more have to wait. An idle viewer costs some 11 KB, so
+        /// the default stops at about 275 MB a thread. The limit of open files of the process has to allow it.
+        pub max_connections: usize = 25_000 => Int(1, 1_000_000);
+        /// How long a client may take to send the head of a request. Long enough for a poor mobile link, short enough
+        /// that clients that send nothing do not use up the connections.
+        pub request_timeout: Duration = s(10) => Span(ms(100), s(600));
+        /// How long an idle connection stays open for the next request. More than the 60 s for which common load
+        /// balancers keep theirs: otherwise they send requests into connections that are just being closed.
+        pub keep_alive: Duration = s(75) => Span(s(1), HOUR);
+        /// The largest request body. Room for an input of limits.max_input in JSON, which escapes some characters.
+        pub max_body: usize = 2 * MIB => Size(KIB, GIB);
+        /// How long a stream may be silent before a comment is sent. Below the 30 s and 60 s after which proxies give a
+        /// silent connection up; viewers that are gone are noticed within two of these.
+        pub heartbeat: Duration = s(15) => Span(s(1), MINUTE);
+        /// The keys that clients may use, as "Authorization: Bearer KEY" or "x-api-key: KEY". Empty lets everyone in
+        /// and is refused unless the node listens on loopback. Several keys at once make it possible to change them one
+        /// by one. Better "env:NAME" or "file:PATH" than the key itself.
+        pub api_keys: Vec<SecretString> = Vec::new() => List(Secret(16));
+        /// Whether the page /docs is served, from which the API can be read and tried. It shows nothing that
+        /// /openapi.json does not.
+        pub docs: bool = true => Toggle;
+    }
+}
+
+section! {
+    /// What one request may ask for. These bounds keep memory and answers small whatever clients send.
+    pub struct Limits {
+        /// The largest input of a run. Some 250,000 tokens of text, more than most models take.
+        pub max_input: usize = MIB => Size(1, GIB);
+        /// Runs that may be scheduled or queued at once; a request for one more is answered with 429. Stops a client
+        /// that runs wild before the disk is full, far above what a healthy node has waiting.
+        pub max_waiting: usize = 100_000 => Int(1, 100_000_000);
+        /// Entries of the metadata of one run. Metadata is for looking runs up, the input for what they work on.
+        pub max_metadata_entries: usize = 32 => Int(0, 1_024);
+        /// Items of one page of a list. Larger pages hold a reader of the store for long.
+        pub max_page: usize = 200 => Int(1, 10_000);
+    }
+}
+
+section! {
+    /// The execution of runs on this node.
+    pub struct Worker {
+        /// Runs that are executed at once; the others wait in their queue. Runs mostly wait for their model, so it is
+        /// far above the number of cores; what one run holds in memory is bounded by journal and feed.
+        pub concurrency: usize = 1_024 => Int(1, 1_000_000);
+        /// Threads that the runs are spread over. 0 is one for each core.
+        pub supervisors: usize = 0 => Int(0, 1_024);
+        /// How long a node that is told to stop goes on with its runs; then it releases them, to be taken up again at
+        /// no cost in attempts. The default is what Kubernetes allows before it kills: set both together. "0s" releases
+        /// at once.
+        pub drain_grace: Duration = s(30) => Span(Duration::ZERO, HOUR);
+    }
+}
+
+section! {
+    /// What holds for a run unless its agent or its request says otherwise.
+    pub struct Runs {
+        /// How long a run may take before it fails (timeout_ms in a request). An hour is more than nearly every run
+        /// needs, and an end to those that hang.
+        pub timeout: Duration = HOUR => Span(ms(1), s(30 * 86_400));
+        /// How often a run may fail before it stays failed. Two more tries get over most troubles of a provider; more
+        /// of them mostly cost money. 1 never tries again.
+        pub max_attempts: u32 = 3 => Int(1, 100);
+        /// The wait before the second attempt. It grows with each further one, so that a provider in trouble gets a
+        /// rest.
+        pub backoff_base: Duration = s(1) => Span(ms(1), HOUR);
+        /// The longest wait between two attempts. A minute outlasts the usual rate limits, which count by the minute.
+        pub backoff_max: Duration = MINUTE => Span(ms(1), DAY);
+    }
+}
+
+section! {
+    /// How the events of live runs reach the store. Tokens are shown at once and stored in batches.
+    pub struct Journal {
+        /// How long tokens may wait to be stored together with others. It bounds what a crash can take back from a
+        /// viewer; the tokens of all runs that came meanwhile share a commit.
+        pub flush_interval: Duration = ms(10) => Span(ms(1), s(1));
+        /// Numbers of events that each commit of a run reserves. Nothing beyond them is shown while the store is slow,
+        /// and the next attempt after a crash starts behind them. The default is more than a model says between two
+        /// commits.
+        pub reserve: u64 = 1_024 => Int(64, 65_536);
+        /// What a run may have shown but not stored; more is stored without waiting for flush_interval. It bounds the
+        /// memory that a slow store can cost, run by run.
+        pub max_unflushed: usize = 256 * KIB => Size(KIB, GIB);
+    }
+}
+
+section! {
+    /// The SQLite store.
+    pub struct Sqlite {
+        /// How sure a commit is. "normal" survives the death of the process (kill -9) and may lose the last commits
+        /// when the power goes; "full" does not lose them, for one more flush of the disk a commit.
+        pub synchronous: Synchronous = Synchronous::Normal => OneOf(Synchronous::ALL);
+        /// Connections for reading: lists, histories, late viewers. Writing has one of its own and never waits for
+        /// them.
+        pub readers: usize = 2 => Int(1, 64);
+    }
+}
+
+section! {
+    /// The logs of runs that viewers read from memory. What is no longer there is read from the store: less memory
+    /// costs reads, and loses nothing.
+    pub struct Feed {
+        /// Memory for the log of one live run. Holds some thousand tokens, so that most viewers who reconnect need no
+        /// read.
+        pub log_memory: usize = 256 * KIB => Size(4 * KIB, GIB);
+        /// Memory for the logs of all ended runs together, kept for viewers that come late. "0B" keeps none.
+        pub ended_memory: usize = 16 * MIB => Size(0, 64 * GIB);
+        /// How long the log of an ended run is kept. Most late viewers are clients that start a run and then open its
+        /// stream.
+        pub ended_linger: Duration = s(2) => Span(Duration::ZERO, s(600));
+        /// How long a run that was created with on_disconnect "cancel" goes on after its last viewer has left. Time to
+        /// load a page again or to change networks.
+        pub disconnect_grace: Duration = s(5) => Span(Duration::ZERO, HOUR);
+    }
+}
+
+section! {
+    /// The search for runs that were left behind.
+    pub struct Recovery {
+        /// How often runs are looked for that are queued and were not woken, or that nobody executes any more. The
+        /// longest that a lost wake-up can delay a run; far more often would cost queries and find nothing.
+        pub sweep_interval: Duration = s(5) => Span(ms(100), s(600));
+    }
+}
+
+section! {
+    /// The node's own log.
+    pub struct Log {
+        /// What is logged: error, warn, info, debug or trace, also by module, such as "info,runcast::engine=debug".
+        /// "info" tells of starts, stops and trouble.
+        pub level: String = "info".to_owned() => FILLED;
+        /// How lines are written: "text" for people, "json" for programs that gather logs.
+        pub format: LogFormat = LogFormat::Text => OneOf(LogFormat::ALL);
+    }
+}
+
+section! {
+    /// A model provider, under the name that agents use before the slash of their model.
+    pub struct Provider {
+        /// The protocol that it speaks. Most providers and local servers offer this one.
+        pub protocol: Protocol = Protocol::OpenAi => OneOf(Protocol::ALL);
+        /// Where its API is, up to what stands before /chat/completions. Every provider but OpenAI has to set it: this
+        /// default holds for all names.
+        pub base_url: String = "https://api.openai.com/v1".to_owned() => HTTP_URL;
+        /// The key that it asks for. Without one, requests carry none, which is right for most local servers. Better
+        /// "env:NAME" or "file:PATH" than the key itself.
+        pub api_key: Option<SecretString> = None => Optional(Secret(1));
+        /// The models that GET /v1/models offers. Agents may use others: the list only informs.
+        pub models: Vec<String> = Vec::new() => List(FILLED);
+        /// How long it may take to connect. A provider that is up answers in well under a second.
+        pub connect_timeout: Duration = s(10) => Span(ms(100), s(600));
+        /// How long it may take from the request to the first token. Models that think first, and queues in front of
+        /// them, take their time.
+        pub first_token_timeout: Duration = s(120) => Span(ms(100), HOUR);
+        /// How long it may be silent between two tokens, before the connection counts as dead and the attempt as
+        /// failed.
+        pub idle_timeout: Duration = MINUTE => Span(ms(100), HOUR);
+    }
+}
+
+impl Entry for Provider {
+    const BUILT_IN: &'static [&'static str] = &["openai"];
+}
+
+section! {
+    /// An agent, under the name that requests use: 1 to 64 of the characters a-z A-Z 0-9 _ -.
+    pub struct Agent {
+        /// What executes its runs: a language model, or a script, which needs none, for tests and benches. Has to be
+        /// set: an agent that is the wrong one by default would be worse than none.
+        pub kind: AgentKind = AgentKind::Model => OneOf(AgentKind::ALL);
+        /// Any text that changes when the agent does; a run is executed by the version it was created with.
+        pub version: String = "1".to_owned() => FILLED;
+        /// What it is for, shown by GET /v1/agents.
+        pub description: String = String::new() => Text;
+        /// The model, as provider/model, its provider being an entry of providers. Needed by kind "model", and only
+        /// there.
+        pub model: Option<ModelRef> = None => Optional(MODEL);
+        /// The instructions that every conversation with the model begins with. Only for kind "model".
+        pub system: Option<String> = None => Optional(Text);
+        /// How freely the model chooses its words; 0 is the least. Left to the provider when not set. Only for kind
+        /// "model".
+        pub temperature: Option<f64> = None => Optional(Decimal(0.0, 2.0));
+        /// The most tokens of one answer. Left to the provider when not set. Only for kind "model".
+        pub max_tokens: Option<u32> = None => Optional(Int(1, u32::MAX));
+        /// How long its runs may take, instead of runs.timeout.
+        pub timeout: Option<Duration> = None => Optional(Span(ms(1), s(30 * 86_400)));
+        /// How often its runs may fail, instead of runs.max_attempts.
+        pub max_attempts: Option<u32> = None => Optional(Int(1, 100));
+    }
+}
+
+impl Entry for Agent {
+    const BUILT_IN: &'static [&'static str] = &[];
+}

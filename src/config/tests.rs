@@ -1,0 +1,396 @@
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::*;
+
+const KEY: &str = "correct-horse-battery-staple";
+
+/// A directory to start in, an environment and flags.
+struct Start {
+    cwd: TempDir,
+    env: BTreeMap<String, String>,
+    flags: Flags,
+}
+
+impl Start {
+    fn new() -> Self {
+        Self { cwd: tempfile::tempdir().unwrap(), env: BTreeMap::new(), flags: Flags::default() }
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.cwd.path().join(name), text).unwrap();
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.flags, &self.env, self.cwd.path())
+    }
+
+    #[track_caller]
+    fn loaded(&self) -> Config {
+        self.load().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[track_caller]
+    fn faults(&self) -> String {
+        self.load().unwrap_err().to_string()
+    }
+}
+
+#[track_caller]
+fn faults(toml: &str) -> String {
+    Config::from_toml(toml).unwrap_err().to_string()
+}
+
+fn without_origins(rendered: &str) -> String {
+    rendered.lines().map(|line| line.split(" # ").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+#[test]
+fn nothing_set_is_the_defaults() {
+    let config = Start::new().loaded();
+    assert_eq!(config.render(), Config::default().render());
+    assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 7070)));
+    assert_eq!(config.store.sqlite_file(&config.data), PathBuf::from("runcast-data/runcast.db"));
+    assert_eq!(config.server.heartbeat, Duration::from_secs(15));
+    assert_eq!(config.limits.max_input, 1_048_576);
+    assert!(config.providers.contains_key("openai"));
+    assert!(config.agents.is_empty());
+    assert_eq!(config.openai_model, None);
+    assert_eq!(config.origin("server.heartbeat"), Origin::Default);
+}
+
+#[test]
+fn a_flag_beats_the_environment_beats_the_file_beats_an_alias() {
+    let mut start = Start::new().env("PORT", "1");
+    let listen = |start: &Start| {
+        let config = start.loaded();
+        (config.listen.to_string(), config.origin("listen").to_string())
+    };
+    assert_eq!(listen(&start), ("127.0.0.1:1".into(), "alias PORT".into()));
+    start = start.file("runcast.toml", "\nlisten = \"127.0.0.1:2\"\n");
+    assert_eq!(listen(&start), ("127.0.0.1:2".into(), "runcast.toml:2".into()));
+    start = start.file(".env", "RUNCAST_LISTEN=127.0.0.1:3\nRUNCAST_LISTEN=127.0.0.1:9\n");
+    assert_eq!(listen(&start), ("127.0.0.1:3".into(), "env RUNCAST_LISTEN".into()));
+    start = start.env("RUNCAST_LISTEN", "127.0.0.1:4");
+    assert_eq!(listen(&start), ("127.0.0.1:4".into(), "env RUNCAST_LISTEN".into()));
+    start.flags.listen = Some("127.0.0.1:5".into());
+    assert_eq!(listen(&start), ("127.0.0.1:5".into(), "flag --listen".into()));
+}
+
+#[test]
+fn only_the_value_that_wins_is_judged() {
+    let start = Start::new().file("runcast.toml", "[server]\nheartbeat = \"1 fortnight\"\n");
+    assert!(start.load().is_err());
+    let config = start.env("RUNCAST_SERVER_HEARTBEAT", "20s").loaded();
+    assert_eq!(config.server.heartbeat, Duration::from_secs(20));
+}
+
+#[test]
+fn every_key_has_a_variable_of_its_kind() {
+    let config = Start::new()
+        .file("runcast.toml", "[agents.on-call]\nkind = \"model\"\n")
+        .env("RUNCAST_SERVER_WORKERS", "3")
+        .env("RUNCAST_SERVER_DOCS", "false")
+        .env("RUNCAST_SERVER_MAX_BODY", "4096")
+        .env("RUNCAST_SERVER_API_KEYS", "0123456789abcdef, env:SECOND")
+        .env("SECOND", KEY)
+        .env("RUNCAST_LOG_FORMAT", "json")
+        .env("RUNCAST_PROVIDERS_OPENAI_IDLE_TIMEOUT", "90s")
+        .env("RUNCAST_AGENTS_ON_CALL_MODEL", "openai/a/b")
+        .env("RUNCAST_AGENTS_ON_CALL_TEMPERATURE", "1")
+        .loaded();
+    assert_eq!((config.server.workers, config.server.docs, config.server.max_body), (3, false, 4096));
+    let keys: Vec<&str> = config.server.api_keys.iter().map(ExposeSecret::expose_secret).collect();
+    assert_eq!(keys, ["0123456789abcdef", KEY]);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.providers["openai"].idle_timeout, Duration::from_secs(90));
+    let agent = &config.agents["on-call"];
+    assert_eq!(agent.model, Some(ModelRef { provider: "openai".into(), model: "a/b".into() }));
+    assert_eq!(agent.temperature, Some(1.0));
+}
+
+#[test]
+fn aliases_configure_the_built_in_provider() {
+    let start = Start::new()
+        .env("OPENAI_API_KEY", KEY)
+        .env("OPENAI_BASE_URL", "http://localhost:8000/v1/")
+        .file(".env", "OPENAI_MODEL=small\n");
+    let config = start.loaded();
+    let openai = &config.providers["openai"];
+    assert_eq!(openai.base_url, "http://localhost:8000/v1");
+    assert_eq!(openai.api_key.as_ref().map(ExposeSecret::expose_secret), Some(KEY));
+    assert_eq!(config.openai_model.as_deref(), Some("small"));
+    assert_eq!(config.origin("providers.openai.api_key"), Origin::Alias("OPENAI_API_KEY".into()));
+    let config = start.env("OPENAI_API_KEY", "").loaded();
+    assert!(config.providers["openai"].api_key.is_none(), "empty is not set");
+}
+
+#[test]
+fn the_file_is_the_named_one() {
+    let mut start = Start::new()
+        .file("runcast.toml", "data = \"here\"")
+        .file("env.toml", "data = \"env\"")
+        .file("flag.toml", "data = \"flag\"");
+    assert_eq!(start.loaded().data, PathBuf::from("here"));
+    start = start.env("RUNCAST_CONFIG", "env.toml");
+    assert_eq!(start.loaded().data, PathBuf::from("env"));
+    start.flags.config = Some("flag.toml".into());
+    assert_eq!(start.loaded().data, PathBuf::from("flag"));
+    start.flags.config = Some("missing.toml".into());
+    assert!(start.faults().starts_with("missing.toml (flag --config): cannot be read: "), "{}", start.faults());
+}
+
+#[test]
+fn variables_of_the_client_commands_are_known_and_set_nothing() {
+    let start = Start::new().env("RUNCAST_API_KEY", KEY).file(".env", "RUNCAST_URL=http://127.0.0.1:1\n");
+    assert_eq!(start.loaded().render(), Config::default().render());
+    let faults = start.env("RUNCAST_API_KEYS", KEY).faults();
+    assert_eq!(faults, "RUNCAST_API_KEYS: unknown variable; did you mean RUNCAST_SERVER_API_KEYS?");
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_its_place() {
+    let mut start = Start::new()
+        .file(
+            "runcast.toml",
+            "\
+colour = 1
+heartbeat = \"15s\"
+data = 7
+[server]
+heartbeet = \"15s\"
+workers = \"four\"
+keep_alive = \"2h\"
+[[limits]]
+[sqlite]
+synchronous = \"off\"
+[servers]
+workers = 2
+[providers.local]
+base_url = \"ftp://x\"
+[agents.\"a b\"]
+kind = \"model\"
+",
+        )
+        .file(".env", "A=1\nnot a line # really\nB=2\n")
+        .env("RUNCAST_SERVER_HEARTBEAT", "61s")
+        .env("RUNCAST_SERVER_WORKRES", "1")
+        .env("RUNCAST_HEARTBEAT", "1s")
+        .env("RUNCAST_AGENTS_NOBODY_MODEL", "openai/x")
+        .env("RUNCAST_FEED_ENDED_MEMORY", "16MB");
+    start.flags.role = Some("both".into());
+    let expected = r#"
+.env:2: expected NAME=value, with quotes around values that contain spaces
+data (runcast.toml:3): expected a path, got 7
+role (flag --role): expected all or api or worker, got "both"
+server.workers (runcast.toml:6): expected a whole number from 0 to 1024, got "four"
+server.keep_alive (runcast.toml:7): expected a duration such as "15s", from 1s to 1h, got "2h"
+server.heartbeat (env RUNCAST_SERVER_HEARTBEAT): expected a duration such as "15s", from 1s to 1m, got "61s"
+limits (runcast.toml:8): expected a table, [limits]
+sqlite.synchronous (runcast.toml:10): expected normal or full, got "off"
+feed.ended_memory (env RUNCAST_FEED_ENDED_MEMORY): expected a size such as "1MiB", or a number of bytes, from 0B to 64GiB, got "16MB"
+providers.local.base_url (runcast.toml:14): expected an http:// or https:// URL without user, query or fragment
+agents.a b (runcast.toml:15): expected a name of 1 to 64 of the characters a-z A-Z 0-9 _ -
+server.heartbeet (runcast.toml:5): unknown key; did you mean server.heartbeat?
+colour (runcast.toml:1): unknown key
+heartbeat (runcast.toml:2): unknown key; did you mean server.heartbeat?
+servers (runcast.toml:11): unknown key; did you mean server?
+RUNCAST_AGENTS_NOBODY_MODEL: unknown variable; the file has to name the entry first, as [agents.NAME]
+RUNCAST_HEARTBEAT: unknown variable; did you mean RUNCAST_SERVER_HEARTBEAT?
+RUNCAST_SERVER_WORKRES: unknown variable; did you mean RUNCAST_SERVER_WORKERS?"#;
+    assert_eq!(start.faults(), expected.trim_start());
+}
+
+#[test]
+fn broken_toml_is_a_fault_with_its_line_beside_the_others() {
+    let text = faults("listen = \"127.0.0.1:1\nrole = 3\n[server]\nheartbeat = \"0s\"\nworkers = = 2\n");
+    assert!(text.contains("toml:1: invalid TOML: "), "{text}");
+    assert!(text.contains("toml:5: invalid TOML: "), "{text}");
+    assert!(text.contains("server.heartbeat (toml:4): "), "{text}");
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_all_named() {
+    let start =
+        Start::new().file("runcast.toml", "listen = \"0.0.0.0:80\"\nrole = \"api\"\n[runs]\nbackoff_base = \"2m\"\n");
+    let expected = "\
+role (runcast.toml:2), broker (default), store (default): role api needs a broker and a store that several nodes share: \
+broker memory and store sqlite have one process
+listen (runcast.toml:1), server.api_keys (default): listen 0.0.0.0:80 is not loopback, so server.api_keys needs at least \
+one key
+runs.backoff_base (runcast.toml:4), runs.backoff_max (default): runs.backoff_base is longer than runs.backoff_max";
+    assert_eq!(start.faults(), expected);
+    let start =
+        start.env("RUNCAST_SERVER_API_KEYS", KEY).env("RUNCAST_ROLE", "all").env("RUNCAST_RUNS_BACKOFF_BASE", "1s");
+    start.loaded();
+}
+
+#[test]
+fn agents_have_the_keys_of_their_kind() {
+    let text = faults(
+        "\
+[agents.nobody]
+[agents.a]
+kind = \"model\"
+[agents.b]
+kind = \"model\"
+model = \"other/x\"
+[agents.c]
+kind = \"scripted\"
+model = \"openai/x\"
+max_tokens = 5
+timeout = \"5s\"
+[agents.d]
+kind = \"model\"
+model = \"gpt\"
+temperature = 2.5
+max_tokens = 0
+max_attempts = 101
+",
+    );
+    let expected = r#"
+agents.d.model (toml:14): expected a provider and a model, such as "openai/gpt-4o-mini", got "gpt"
+agents.d.temperature (toml:15): expected a number from 0 to 2, got 2.5
+agents.d.max_tokens (toml:16): expected a whole number from 1 to 4294967295, got 0
+agents.d.max_attempts (toml:17): expected a whole number from 1 to 100, got 101
+agents.a.model (default): has to be set for an agent of kind model; expected provider/model
+agents.b.model (toml:6): expected a provider of [providers], one of openai, got other/x
+agents.c.model (toml:9): makes no sense for an agent of kind scripted
+agents.c.max_tokens (toml:10): makes no sense for an agent of kind scripted
+agents.nobody.kind (default): has to be set; expected model or scripted"#;
+    assert_eq!(text, expected.trim_start());
+}
+
+#[test]
+fn brokers_and_stores_that_are_not_built_in_say_so_and_keep_their_password() {
+    let text = faults("broker = \"amqps://me:hunter2@host\"\nstore = \"postgres://me:hunter2@host/db\"\n");
+    let expected = "\
+broker (toml:1): amqps is not built into this version; expected memory
+store (toml:2): postgres is not built into this version; expected sqlite or sqlite:PATH";
+    assert_eq!(text, expected);
+    assert_eq!(faults("broker = \"kafka://me:hunter2@host\""), "broker (toml:1): expected memory");
+    assert_eq!(
+        faults("store = \"sqlite::memory:\""),
+        "store (toml:1): expected sqlite or sqlite:PATH, got \"sqlite::memory:\""
+    );
+    let config = Config::from_toml("store = \"sqlite:///var/runs.db\"").unwrap();
+    assert_eq!(config.store, StoreUrl::Sqlite { path: Some("/var/runs.db".into()) });
+}
+
+#[test]
+fn secrets_are_resolved_and_never_shown() {
+    let start = Start::new()
+        .file("key", &format!("{KEY}\n"))
+        .file(
+            "runcast.toml",
+            "[server]\napi_keys = [\"file:key\", \"env:K\"]\n[providers.openai]\napi_key = \"env:K\"\n",
+        )
+        .env("K", &KEY.to_uppercase());
+    let config = start.loaded();
+    assert_eq!(config.server.api_keys[0].expose_secret(), KEY);
+    assert_eq!(config.server.api_keys[1].expose_secret(), KEY.to_uppercase());
+    for shown in [format!("{config:?}"), config.render()] {
+        assert!(!shown.to_lowercase().contains(KEY), "{shown}");
+    }
+    assert!(config.render().contains("api_keys = [\"***\", \"***\"] # runcast.toml:2\n"), "{}", config.render());
+    assert!(config.render().contains("api_key = \"***\" # runcast.toml:4\n"), "{}", config.render());
+}
+
+#[test]
+fn faults_of_secrets_name_the_key_and_not_the_secret() {
+    let start = Start::new()
+        .file(
+            "runcast.toml",
+            "[server]\napi_keys = [\"hunter2\"]\n[providers.openai]\napi_key = [\"hunter2\"]\n[providers.a]\napi_key = \
+             \"env:GONE\"\nbase_url = \"https://hunter2@host\"\n[providers.b]\napi_key = \"file:gone\"\n\
+             [providers.c]\napi_key = \"hunter2\nhunter2 = 1",
+        )
+        .file(".env", "K=\"hunter2\nhunter2\n");
+    let error = start.load().unwrap_err();
+    let text = error.to_string();
+    assert!(!format!("{error:?}{text}").contains("hunter2"), "{text}");
+    for part in [
+        ".env:1: ",
+        "server.api_keys (runcast.toml:2): item 1: expected a secret of at least 16 characters",
+        "providers.openai.api_key (runcast.toml:4): expected a secret",
+        "providers.a.api_key (runcast.toml:6): environment variable GONE is not set",
+        "providers.a.base_url (runcast.toml:7): expected an http:// or https:// URL",
+        "providers.b.api_key (runcast.toml:9): cannot read file gone: ",
+        "runcast.toml:11: invalid TOML: ",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert_eq!(faults("[providers.b]\nurl = \"hunter2\""), "providers.b.url (toml:2): unknown key");
+}
+
+#[test]
+fn the_rendered_configuration_reads_back_as_itself() {
+    let text = "\
+data = \"with \\\"quotes\\\"\"
+store = \"sqlite:other.db\"
+[server]
+request_timeout = \"1500ms\"
+max_body = 3000
+[providers.local]
+base_url = \"http://[::1]:8080/v1\"
+models = [\"a\", \"b\"]
+[agents.helper]
+kind = \"model\"
+model = \"local/a\"
+system = '''
+You help.
+# Always.
+'''
+temperature = 1
+max_tokens = 0x10
+";
+    let config = Config::from_toml(text).unwrap();
+    let rendered = config.render();
+    let again = Config::from_toml(&rendered).unwrap();
+    assert_eq!(without_origins(&again.render()), without_origins(&rendered));
+    assert_eq!(again.agents["helper"].system, config.agents["helper"].system);
+    assert_eq!(again.server.max_body, 3000);
+    assert!(rendered.contains("store = \"sqlite:other.db\" # toml:2\n"), "{rendered}");
+}
+
+#[test]
+fn variables_that_kubernetes_adds_for_a_service_are_no_faults() {
+    let start = Start::new()
+        .env("RUNCAST_SERVICE_HOST", "10.0.0.1")
+        .env("RUNCAST_SERVICE_PORT_HTTP", "80")
+        .env("RUNCAST_PORT", "tcp://10.0.0.1:80")
+        .env("RUNCAST_PORT_80_TCP_ADDR", "10.0.0.1");
+    start.loaded();
+    assert_eq!(Start::new().env("RUNCAST_PORT", "80").faults(), "RUNCAST_PORT: unknown variable");
+}
+
+#[test]
+fn the_committed_example_is_the_generated_one() {
+    let committed = include_str!("../../runcast.example.toml");
+    assert!(committed == example_toml(), "runcast.example.toml differs; it has to be:\n{}", example_toml());
+}
+
+#[test]
+fn the_example_parses_to_the_defaults_with_its_keys_and_without() {
+    let example = example_toml();
+    let keys: String = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#').filter(|line| !line.is_empty() && !line.starts_with(' ')))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(keys.contains("[server]\nworkers = 0\n"), "{keys}");
+    let nothing: String = example.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(nothing, "");
+    for text in [keys, nothing] {
+        let config = Config::from_toml(&text).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(without_origins(&config.render()), without_origins(&Config::default().render()));
+    }
+}

@@ -1,0 +1,462 @@
+//! One run's log in memory: the end of it, as frames that are shared with every viewer.
+//!
+//! A viewer is a cursor: it takes all that is visible after its number and waits for more. A slow viewer
+//! costs no memory and loses nothing, since what has left the memory is in the store. Numbers are given
+//! here, and nowhere else while the run is live.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::run::segment::{encode, end_of};
+use crate::run::{Event, Mark, RunId, Segment, Tenant, Timestamp};
+
+/// One run's log. Shared by its writer (the run's actor), its viewers and the feed.
+pub(crate) struct RunLog {
+    pub(crate) id: RunId,
+    pub(crate) tenant: Tenant,
+    inner: Mutex<Inner>,
+    /// Tells an agent that waits in [`RunLog::room`] that the journal has caught up.
+    room: Notify,
+}
+
+struct Inner {
+    /// Memory holds every visible event after this number. `None`: nothing is known of the log yet.
+    after: Option<u64>,
+    /// Encoded segments, oldest first.
+    frozen: VecDeque<Segment>,
+    frozen_bytes: usize,
+    /// Frames that follow the last frozen segment.
+    tail: BytesMut,
+    tail_marks: Vec<Mark>,
+    tail_first: u64,
+    /// The number of the last event that viewers may see.
+    visible: u64,
+    /// The number of the next event.
+    next: u64,
+    /// No number beyond this one may be shown.
+    reserved: u64,
+    /// Everything up to this number is in the store, or on its way there.
+    journaled: u64,
+    /// Everything up to this number is in the store.
+    stored: u64,
+    unjournaled_bytes: usize,
+    /// A live run's actor writes here.
+    owned: bool,
+    /// The attempt is over: agents are told so.
+    sealed: bool,
+    /// Frames are waiting for the commit they are part of, so nothing new is shown meanwhile.
+    held: bool,
+    end: Option<End>,
+    viewers: usize,
+    cancel_unwatched: bool,
+    wakers: Slab<Option<Waker>>,
+}
+
+/// Why no more will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The final event is in the log.
+    Final,
+    /// The run was removed, or this process shuts down: the stream ends without a final event.
+    Cut,
+}
+
+/// What [`RunLog::push`] did with an event.
+#[derive(Debug)]
+pub(crate) enum Pushed {
+    /// Shown. `first`: it is the first since the journal last looked.
+    Shown { first: bool },
+    /// Handed back: more must be journaled first. `first`: nobody has been told yet.
+    Full(Event),
+    /// The attempt is over.
+    Sealed,
+}
+
+/// What a cursor finds.
+pub(crate) enum Read {
+    /// Frames, and the number of the last of them.
+    Frames(Bytes, u64),
+    /// What follows is only in the store; memory begins after this number.
+    Stored { until: u64 },
+    /// Nothing yet; the waker is kept.
+    Wait,
+    /// Nothing more will come.
+    End(End),
+}
+
+impl RunLog {
+    pub(super) fn new(id: RunId, tenant: Tenant) -> Arc<Self> {
+        let inner = Inner {
+            after: None,
+            frozen: VecDeque::new(),
+            frozen_bytes: 0,
+            tail: BytesMut::new(),
+            tail_marks: Vec::new(),
+            tail_first: 0,
+            visible: 0,
+            next: 0,
+            reserved: 0,
+            journaled: 0,
+            stored: 0,
+            unjournaled_bytes: 0,
+            owned: false,
+            sealed: false,
+            held: false,
+            end: None,
+            viewers: 0,
+            cancel_unwatched: false,
+            wakers: Slab::new(),
+        };
+        Arc::new(Self { id, tenant, inner: Mutex::new(inner), room: Notify::new() })
+    }
+
+    /// What is known of the log: it reaches `last_seq`, and whether the run has ended. Ignored when
+    /// something has been added already, which is newer.
+    pub(super) fn loaded(&self, last_seq: u64, ended: bool) {
+        let mut inner = self.inner.lock();
+        if inner.after.is_none() {
+            inner.after = Some(last_seq);
+            inner.visible = last_seq;
+            inner.next = last_seq + 1;
+            if ended {
+                inner.end = Some(End::Final);
+            }
+        }
+    }
+
+    /// Adds journaled events that somebody else than an owner has caused. What is known already is
+    /// ignored; what leaves a gap (events added out of order) makes viewers read the store.
+    pub(super) fn append(&self, segment: &Segment, ended: bool) {
+        let mut inner = self.inner.lock();
+        if inner.owned || inner.after.is_some() && segment.first_seq() <= inner.visible {
+            return;
+        }
+        inner.append(segment.clone());
+        if ended {
+            inner.end = Some(End::Final);
+        }
+        inner.wake();
+    }
+
+    /// A run's actor takes the log over, to write the attempt that `started` begins.
+    pub(crate) fn own(&self, started: &Segment, reserved: u64) {
+        let mut inner = self.inner.lock();
+        inner.owned = true;
+        inner.sealed = false;
+        inner.held = false;
+        inner.reserved = reserved;
+        if inner.after.is_none() || started.first_seq() > inner.visible {
+            inner.append(started.clone());
+        }
+        inner.wake();
+    }
+
+    /// Gives `event` the next number and shows it, unless more must be journaled first.
+    pub(crate) fn push(&self, event: Event, at: Timestamp, max_unjournaled: usize) -> Pushed {
+        let mut inner = self.inner.lock();
+        if inner.sealed {
+            return Pushed::Sealed;
+        }
+        if inner.next > inner.reserved || inner.unjournaled_bytes >= max_unjournaled {
+            return Pushed::Full(event);
+        }
+        let first = inner.unjournaled_bytes == 0;
+        inner.encode(&event, at);
+        if !inner.held {
+            inner.visible = inner.next - 1;
+            inner.wake();
+        }
+        Pushed::Shown { first }
+    }
+
+    /// Waits until something has been journaled, or the attempt is over.
+    pub(crate) async fn room(&self, max_unjournaled: usize) {
+        let notified = self.room.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        {
+            let inner = self.inner.lock();
+            if inner.sealed || inner.next <= inner.reserved && inner.unjournaled_bytes < max_unjournaled {
+                return;
+            }
+        }
+        notified.await;
+    }
+
+    /// The number that the next event will get.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.inner.lock().next
+    }
+
+    /// From now on agents are told that the attempt is over. Returns false if they were told before.
+    pub(crate) fn seal(&self) -> bool {
+        let mut inner = self.inner.lock();
+        self.room.notify_waiters();
+        !std::mem::replace(&mut inner.sealed, true)
+    }
+
+    /// Adds events that must be journaled before anyone sees them; until [`reveal`](Self::reveal), what
+    /// is pushed queues up behind them. Returns the number of the first.
+    pub(crate) fn hold(&self, events: &[Event], at: Timestamp) -> u64 {
+        let mut inner = self.inner.lock();
+        inner.held = true;
+        let first = inner.next;
+        for event in events {
+            inner.encode(event, at);
+        }
+        first
+    }
+
+    /// Takes back what was held, and the commit it was taken for: it was never shown, so its numbers are
+    /// free again. Only for a sealed log, in which nothing has queued up behind.
+    pub(crate) fn retract(&self) {
+        let mut inner = self.inner.lock();
+        inner.retract();
+    }
+
+    /// Everything not journaled yet, as one segment.
+    pub(crate) fn take_unjournaled(&self) -> Option<Segment> {
+        self.inner.lock().take_unjournaled()
+    }
+
+    /// The journal has everything up to `journaled`; numbers up to `reserved` may be shown; whatever was
+    /// held is visible. `ended`: the last event is the run's final one.
+    pub(crate) fn reveal(&self, journaled: u64, reserved: u64, ended: bool, keep_bytes: usize) {
+        let mut inner = self.inner.lock();
+        inner.stored = journaled;
+        inner.reserved = reserved;
+        inner.held = false;
+        inner.visible = inner.next - 1;
+        if ended {
+            inner.end = Some(End::Final);
+        }
+        inner.trim(keep_bytes);
+        inner.wake();
+        self.room.notify_waiters();
+    }
+
+    /// The owner lets the log go. `lost`: what it has shown or taken may not be in the store, so memory
+    /// must not serve it to viewers that come later, whom the store would contradict.
+    pub(crate) fn disown(&self, lost: bool) {
+        let mut inner = self.inner.lock();
+        inner.owned = false;
+        inner.sealed = true;
+        inner.retract();
+        if lost {
+            inner.frozen.clear();
+            inner.frozen_bytes = 0;
+            inner.tail.clear();
+            inner.tail_marks.clear();
+            inner.unjournaled_bytes = 0;
+            inner.after = Some(inner.visible);
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Ends every stream without a final event.
+    pub(crate) fn cut(&self) {
+        let mut inner = self.inner.lock();
+        inner.end.get_or_insert(End::Cut);
+        inner.wake();
+    }
+
+    /// What a cursor that has seen everything up to `seen` finds. When there is nothing it is woken,
+    /// under `slot`, as soon as there is.
+    pub(super) fn read(&self, seen: u64, slot: usize, waker: &Waker) -> Read {
+        let mut inner = self.inner.lock();
+        let Some(after) = inner.after else {
+            inner.wakers[slot] = Some(waker.clone());
+            return Read::Wait;
+        };
+        if seen < after {
+            return Read::Stored { until: after };
+        }
+        if seen < inner.visible {
+            inner.freeze();
+            let visible = inner.visible;
+            let index = inner.frozen.partition_point(|segment| segment.last_seq() <= seen);
+            if let Some(segment) = inner.frozen.get(index) {
+                let last = segment.last_seq().min(visible);
+                return Read::Frames(between(segment, seen, last), last);
+            }
+        }
+        if let Some(end) = inner.end {
+            return Read::End(end);
+        }
+        inner.wakers[slot] = Some(waker.clone());
+        Read::Wait
+    }
+
+    /// A viewer comes; the answer is its slot.
+    pub(super) fn enter(&self) -> usize {
+        let mut inner = self.inner.lock();
+        inner.viewers += 1;
+        inner.wakers.insert(None)
+    }
+
+    /// A viewer leaves. `Some` when it was the last, with whether the run is to be cancelled for it.
+    pub(super) fn leave(&self, slot: usize) -> Option<bool> {
+        let mut inner = self.inner.lock();
+        inner.wakers.remove(slot);
+        inner.viewers -= 1;
+        (inner.viewers == 0).then_some(inner.cancel_unwatched && inner.end.is_none())
+    }
+
+    /// The run is to be cancelled when its last viewer has gone.
+    pub(crate) fn cancel_unwatched(&self) {
+        self.inner.lock().cancel_unwatched = true;
+    }
+
+    pub(super) fn viewers(&self) -> usize {
+        self.inner.lock().viewers
+    }
+
+    /// Nobody needs the log in memory.
+    pub(super) fn is_idle(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.viewers == 0 && !inner.owned
+    }
+
+    /// About how many bytes the log holds.
+    pub(super) fn bytes(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.frozen_bytes + inner.tail.len() + size_of::<Self>() + inner.frozen.len() * size_of::<Segment>()
+    }
+
+    /// The number of the last event that viewers may see, and the last that may ever have been shown;
+    /// `None` if nothing is known of the log yet.
+    pub(super) fn shown(&self) -> Option<Shown> {
+        let inner = self.inner.lock();
+        inner.after?;
+        Some(Shown { visible: inner.visible, reserved: inner.reserved.max(inner.visible), end: inner.end })
+    }
+}
+
+/// How far a log is shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) visible: u64,
+    pub(super) reserved: u64,
+    pub(super) end: Option<End>,
+}
+
+fn between(segment: &Segment, seen: u64, last: u64) -> Bytes {
+    let frames = segment.after(seen);
+    let beyond = segment.after(last).len();
+    frames.slice(..frames.len() - beyond)
+}
+
+impl Inner {
+    /// Adds a journaled segment at the end.
+    fn append(&mut self, segment: Segment) {
+        let gap = self.after.is_none() || segment.first_seq() != self.next;
+        if gap {
+            self.frozen.clear();
+            self.frozen_bytes = 0;
+            self.after = Some(segment.first_seq() - 1);
+        }
+        self.visible = segment.last_seq();
+        self.next = self.visible + 1;
+        self.journaled = self.visible;
+        self.stored = self.visible;
+        self.frozen_bytes += segment.bytes().len();
+        self.frozen.push_back(segment);
+    }
+
+    fn encode(&mut self, event: &Event, at: Timestamp) {
+        if self.tail_marks.is_empty() {
+            self.tail_first = self.next;
+        }
+        let before = self.tail.len();
+        encode(&mut self.tail, self.next, event);
+        self.tail_marks.push(Mark { end: end_of(&self.tail), at });
+        self.unjournaled_bytes += self.tail.len() - before;
+        self.next += 1;
+    }
+
+    fn freeze(&mut self) {
+        if !self.tail_marks.is_empty() {
+            let marks = std::mem::take(&mut self.tail_marks);
+            self.frozen_bytes += self.tail.len();
+            self.frozen.push_back(Segment::new(self.tail_first, self.tail.split().freeze(), marks));
+        }
+    }
+
+    fn take_unjournaled(&mut self) -> Option<Segment> {
+        self.freeze();
+        self.unjournaled_bytes = 0;
+        let journaled = self.journaled;
+        let start = self.frozen.partition_point(|segment| segment.last_seq() <= journaled);
+        let pieces = self.frozen.len() - start;
+        if pieces > 1 {
+            // One segment from now on, also for viewers that are behind.
+            let mut bytes = BytesMut::with_capacity(self.frozen.iter().skip(start).map(|s| s.bytes().len()).sum());
+            let mut marks = Vec::new();
+            let first = self.frozen[start].first_seq();
+            for segment in self.frozen.drain(start..) {
+                let offset = end_of(&bytes);
+                marks.extend(segment.marks().iter().map(|mark| Mark { end: mark.end + offset, at: mark.at }));
+                bytes.extend_from_slice(segment.bytes());
+            }
+            self.frozen.push_back(Segment::new(first, bytes.freeze(), marks));
+        }
+        let segment = self.frozen.get(start)?.clone();
+        self.journaled = segment.last_seq();
+        Some(segment)
+    }
+
+    fn retract(&mut self) {
+        if !self.held {
+            return;
+        }
+        self.held = false;
+        self.freeze();
+        let visible = self.visible;
+        while let Some(last) = self.frozen.back().filter(|segment| segment.last_seq() > visible) {
+            let keep = between(last, 0, visible);
+            let (first, marks) = (last.first_seq(), last.marks().to_vec());
+            self.frozen_bytes -= last.bytes().len();
+            self.frozen.pop_back();
+            if !keep.is_empty() {
+                let count = usize::try_from(visible + 1 - first).unwrap_or(marks.len());
+                self.frozen_bytes += keep.len();
+                self.frozen.push_back(Segment::new(first, keep, marks[..count].to_vec()));
+            }
+        }
+        self.next = visible + 1;
+        // The commit that was refused has to be made again, with what was taken for it.
+        self.journaled = self.stored;
+    }
+
+    /// Drops journaled segments that viewers can read from the store, down to about `keep_bytes`.
+    fn trim(&mut self, keep_bytes: usize) {
+        while self.frozen_bytes > keep_bytes {
+            match self.frozen.front() {
+                Some(front) if front.last_seq() <= self.stored => {
+                    self.after = Some(front.last_seq());
+                    self.frozen_bytes -= front.bytes().len();
+                    self.frozen.pop_front();
+                }
+                _ => break,
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        for (_, slot) in &mut self.wakers {
+            if let Some(waker) = slot.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

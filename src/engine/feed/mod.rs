@@ -1,0 +1,312 @@
+//! The logs that are in memory: which are live, who watches, what is evicted and when.
+//!
+//! [`Feed`] is the handle that everybody uses; [`FeedActor`] owns what happens by itself: evicting logs
+//! nobody needs, and telling of runs whose viewers have gone. The frames go from a log to its sockets
+//! without passing a mailbox.
+
+mod log;
+mod viewer;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::run::{OnDisconnect, RunId, Segment, Status, Tenant};
+use crate::store::{RunStore, StoreError, Stored};
+
+use log::{End, Shown};
+pub(crate) use log::{Pushed, RunLog};
+pub use viewer::Viewer;
+
+/// Logs are spread over so many locks.
+const SHARDS: usize = 32;
+
+/// How often logs are looked over for eviction.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Bounds of what is kept in memory.
+#[derive(Debug, Clone)]
+pub struct FeedSettings {
+    /// How much of a live run's log stays in memory, in bytes; older events are read from the store.
+    pub log_memory: usize,
+    /// How much the logs of runs that are not live may hold together, in bytes.
+    pub ended_memory: usize,
+    /// How long they are kept for viewers that come late.
+    pub ended_linger: Duration,
+    /// How long the last viewer of a run created with `on_disconnect: cancel` may be gone.
+    pub disconnect_grace: Duration,
+}
+
+/// The logs in memory. A cheap handle.
+#[derive(Clone)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn RunStore>,
+    settings: FeedSettings,
+    shards: [Mutex<HashMap<RunId, Arc<RunLog>>>; SHARDS],
+    idle: Mutex<Idle>,
+    unwatched: mpsc::UnboundedSender<RunId>,
+}
+
+/// Logs without an owner, in the order in which they became so. An entry may be out of date.
+#[derive(Default)]
+struct Idle {
+    logs: VecDeque<(Instant, RunId, usize)>,
+    bytes: usize,
+}
+
+/// How a viewer's wish to see a log was answered.
+pub(crate) enum Opened {
+    /// Here it is.
+    Viewer(Box<Viewer>),
+    /// It has seen the final event already.
+    SeenAll,
+    /// The number lies beyond what can have been shown.
+    Beyond {
+        /// The last number that may have been.
+        last: u64,
+    },
+    /// There is no such run.
+    Missing,
+}
+
+impl Feed {
+    /// An empty feed over `store`, and the runs whose viewers have gone for good, which want to be
+    /// cancelled. Needs an actix system.
+    pub(crate) fn start(store: Arc<dyn RunStore>, settings: FeedSettings) -> (Self, mpsc::UnboundedReceiver<RunId>) {
+        let (unwatched, to_cancel) = mpsc::unbounded_channel();
+        let (gone, watch_gone) = mpsc::unbounded_channel();
+        let shared = Shared {
+            store,
+            settings,
+            shards: std::array::from_fn(|_| Mutex::default()),
+            idle: Mutex::default(),
+            unwatched: gone,
+        };
+        let feed = Self { shared: Arc::new(shared) };
+        let actor = FeedActor { feed: feed.clone(), unwatched, gone: Some(watch_gone) };
+        actor.start();
+        (feed, to_cancel)
+    }
+
+    /// The log of run `id`, which the caller has seen to exist; made if it is not in memory.
+    pub(crate) fn log(&self, id: RunId, tenant: &Tenant) -> Arc<RunLog> {
+        let mut shard = self.shard(id).lock();
+        Arc::clone(shard.entry(id).or_insert_with(|| RunLog::new(id, tenant.clone())))
+    }
+
+    /// A run was created with these events: viewers that come soon find them here.
+    pub(crate) fn created(&self, id: RunId, tenant: &Tenant, segment: &Segment, cancel_unwatched: bool) {
+        let log = self.log(id, tenant);
+        if cancel_unwatched {
+            log.cancel_unwatched();
+        }
+        log.append(segment, false);
+        self.idle(&log);
+    }
+
+    /// A run that nobody owns has changed.
+    pub(crate) fn changed(&self, id: RunId, segment: &Segment, status: Status) {
+        let log = self.shard(id).lock().get(&id).cloned();
+        if let Some(log) = log {
+            log.append(segment, status.is_final());
+            self.idle(&log);
+        }
+    }
+
+    /// The log has no owner (any more): it stays for a while, for viewers that come late.
+    pub(crate) fn idle(&self, log: &RunLog) {
+        let bytes = log.bytes();
+        let mut idle = self.shared.idle.lock();
+        idle.bytes += bytes;
+        idle.logs.push_back((Instant::now() + self.shared.settings.ended_linger, log.id, bytes));
+        let mut evicted = Vec::new();
+        while idle.bytes > self.shared.settings.ended_memory {
+            match idle.logs.pop_front() {
+                Some((_, id, bytes)) => {
+                    idle.bytes -= bytes;
+                    evicted.push(id);
+                }
+                None => break,
+            }
+        }
+        drop(idle);
+        evicted.into_iter().for_each(|id| self.evict(id));
+    }
+
+    /// The run was removed: its viewers are closed without a final event.
+    pub(crate) fn removed(&self, id: RunId) {
+        let log = self.shard(id).lock().remove(&id);
+        if let Some(log) = log {
+            log.cut();
+        }
+    }
+
+    /// Ends all streams; those of live runs without a final event.
+    pub(crate) fn cut_all(&self) {
+        for shard in &self.shared.shards {
+            shard.lock().values().for_each(|log| log.cut());
+        }
+    }
+
+    /// Opens the log of the tenant's run `id` after number `after`.
+    pub(crate) async fn open(&self, tenant: &Tenant, id: RunId, after: u64) -> Result<Opened, StoreError> {
+        // A log is made only for a run that is this tenant's.
+        let known = match self.shard(id).lock().contains_key(&id) {
+            true => None,
+            false => match self.shared.store.get(tenant, id).await? {
+                Some(stored) => Some(stored),
+                None => return Ok(Opened::Missing),
+            },
+        };
+        // The place in the log is taken first and the log loaded then, so that nothing is missed between.
+        let viewer = self.enter(id, tenant);
+        if viewer.log().tenant != *tenant {
+            return Ok(Opened::Missing);
+        }
+        let shown = match viewer.shown() {
+            Some(shown) => shown,
+            None => {
+                let final_already = known.filter(|stored| stored.run.status.is_final());
+                let stored = match final_already {
+                    Some(stored) => Some(stored),
+                    None => self.shared.store.get(tenant, id).await?,
+                };
+                let Some(Stored { run, reserved_seq, .. }) = stored else { return Ok(Opened::Missing) };
+                if run.spec.on_disconnect == OnDisconnect::Cancel {
+                    viewer.log().cancel_unwatched();
+                }
+                viewer.log().loaded(run.last_seq, run.status.is_final());
+                let end = run.status.is_final().then_some(End::Final);
+                let stored = Shown { visible: run.last_seq, reserved: reserved_seq.max(run.last_seq), end };
+                viewer.shown().filter(|newer| newer.reserved >= stored.reserved).unwrap_or(stored)
+            }
+        };
+        if shown.end == Some(End::Final) && after == shown.visible {
+            return Ok(Opened::SeenAll);
+        }
+        // A final log's number beyond its end was shown by an attempt that was lost, or never.
+        if after > shown.reserved {
+            return Ok(Opened::Beyond { last: shown.reserved });
+        }
+        Ok(Opened::Viewer(Box::new(viewer.after(after))))
+    }
+
+    fn enter(&self, id: RunId, tenant: &Tenant) -> Viewer {
+        let mut shard = self.shard(id).lock();
+        let log = Arc::clone(shard.entry(id).or_insert_with(|| RunLog::new(id, tenant.clone())));
+        let slot = log.enter();
+        drop(shard);
+        Viewer::new(self.clone(), log, slot)
+    }
+
+    fn leave(&self, log: &RunLog, slot: usize) {
+        match log.leave(slot) {
+            None => {}
+            Some(true) => {
+                // Nobody listens any more once the node has stopped.
+                self.shared.unwatched.send(log.id).unwrap_or_default();
+            }
+            // A log that is done, or was opened for a viewer alone, goes with its last viewer.
+            Some(false) => self.evict(log.id),
+        }
+    }
+
+    fn evict(&self, id: RunId) {
+        let mut shard = self.shard(id).lock();
+        if shard.get(&id).is_some_and(|log| log.is_idle()) {
+            shard.remove(&id);
+            if shard.capacity() > 64 && shard.len() * 4 < shard.capacity() {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+
+    fn evict_expired(&self) {
+        let now = Instant::now();
+        let mut idle = self.shared.idle.lock();
+        let expired = idle.logs.partition_point(|(until, _, _)| *until <= now);
+        let expired: Vec<_> = idle.logs.drain(..expired).collect();
+        idle.bytes -= expired.iter().map(|(_, _, bytes)| bytes).sum::<usize>();
+        if idle.logs.capacity() > 1024 && idle.logs.len() * 4 < idle.logs.capacity() {
+            idle.logs.shrink_to_fit();
+        }
+        drop(idle);
+        expired.into_iter().for_each(|(_, id, _)| self.evict(id));
+    }
+
+    fn watched(&self, id: RunId) -> bool {
+        self.shard(id).lock().get(&id).is_some_and(|log| log.viewers() > 0)
+    }
+
+    /// How many logs are in memory.
+    pub(crate) fn len(&self) -> usize {
+        self.shared.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// How many viewers there are.
+    pub(crate) fn viewers(&self) -> usize {
+        let count =
+            |shard: &Mutex<HashMap<_, Arc<RunLog>>>| shard.lock().values().map(|log| log.viewers()).sum::<usize>();
+        self.shared.shards.iter().map(count).sum()
+    }
+
+    pub(crate) fn settings(&self) -> &FeedSettings {
+        &self.shared.settings
+    }
+
+    fn store(&self) -> Arc<dyn RunStore> {
+        Arc::clone(&self.shared.store)
+    }
+
+    fn shard(&self, id: RunId) -> &Mutex<HashMap<RunId, Arc<RunLog>>> {
+        &self.shared.shards[id.spread() % SHARDS]
+    }
+}
+
+/// Owns what happens to logs by itself.
+struct FeedActor {
+    feed: Feed,
+    unwatched: mpsc::UnboundedSender<RunId>,
+    gone: Option<mpsc::UnboundedReceiver<RunId>>,
+}
+
+impl Actor for FeedActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.run_interval(TICK, |actor, _| actor.feed.evict_expired());
+        if let Some(gone) = self.gone.take() {
+            context.add_stream(futures_util::stream::unfold(gone, async |mut gone| {
+                gone.recv().await.map(|id| (id, gone))
+            }));
+        }
+    }
+}
+
+/// The last viewer of a run that wants to be watched has left.
+impl StreamHandler<RunId> for FeedActor {
+    fn handle(&mut self, id: RunId, context: &mut Self::Context) {
+        let unwatched = self.unwatched.clone();
+        let grace = self.feed.shared.settings.disconnect_grace;
+        let feed = self.feed.clone();
+        context.spawn(
+            async move {
+                tokio::time::sleep(grace).await;
+                if !feed.watched(id) {
+                    // Nobody listens any more once the node has stopped.
+                    unwatched.send(id).unwrap_or_default();
+                }
+            }
+            .into_actor(self),
+        );
+    }
+}

@@ -1,0 +1,420 @@
+//! The engine: actors that execute runs, and the handle that everybody else uses.
+//!
+//! ```text
+//! Engine (handle) ── create, cancel, open … ──> store, feed
+//! dispatcher ── claims ──> Supervisor (one a core) ── owns ──> RunActor (one a live run) ──> agent task
+//! Timers (due rows) ── transitions ──> store        FeedActor ── evicts ──> logs
+//! ```
+//!
+//! No caller sees an address or a channel. The engine never knows HTTP, and no adapter by name.
+
+mod create;
+mod dispatcher;
+mod effects;
+mod feed;
+mod mailbox;
+mod recovery;
+mod run_actor;
+mod supervisor;
+mod timers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use runcast_broker::{Broker, Name};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{AgentCard, Agents};
+use crate::clock::Clock;
+use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
+use crate::store::{Deleted, RunFilter, RunStore, StoreError, Stored, Transition};
+use crate::telemetry::Metrics;
+
+pub use create::{CreateError, CreateRun, Key, Start};
+pub use feed::{Feed, FeedSettings, Viewer};
+
+use feed::Opened;
+use mailbox::post;
+use recovery::settle;
+use supervisor::Supervisor;
+use timers::Timers;
+
+/// How long the runs that are let go at a shutdown may take to be written.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// What an engine is made of.
+pub struct Parts {
+    /// Keeps the truth.
+    pub store: Arc<dyn RunStore>,
+    /// Carries wake-ups.
+    pub broker: Arc<dyn Broker>,
+    /// What can be run here.
+    pub agents: Agents,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Bounds and durations.
+    pub settings: Settings,
+}
+
+/// Bounds and durations of an engine.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This node's name; shown in `run.started`.
+    pub node: String,
+    /// How many runs may be live at once.
+    pub concurrency: usize,
+    /// How many supervisors there are, each on a thread of its own; at least 1.
+    pub supervisors: usize,
+    /// The running time of a run that names none.
+    pub timeout: Duration,
+    /// The attempts of a run that names none.
+    pub max_attempts: u32,
+    /// The waits between attempts.
+    pub backoff: Backoff,
+    /// How long tokens gather before they are journaled.
+    pub flush_interval: Duration,
+    /// How many sequence numbers each commit reserves.
+    pub reserve: u64,
+    /// How much a run may have shown and not journaled, in bytes; then its agent waits.
+    pub max_unflushed: usize,
+    /// Bounds of the logs in memory.
+    pub feed: FeedSettings,
+    /// How often lost wake-ups are made up for.
+    pub sweep_interval: Duration,
+    /// The largest input, in bytes of text.
+    pub max_input: usize,
+    /// The most runs that may be scheduled or queued.
+    pub max_waiting: u64,
+    /// The most metadata entries.
+    pub max_metadata_entries: usize,
+}
+
+/// What the engine's own parts share.
+pub(crate) struct Node {
+    name: Arc<str>,
+    store: Arc<dyn RunStore>,
+    broker: Arc<dyn Broker>,
+    queue: Name,
+    agents: Agents,
+    agent_versions: Arc<[(String, String)]>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    feed: Feed,
+    timers: Addr<Timers>,
+    supervisors: Vec<Addr<Supervisor>>,
+}
+
+/// Starts, shows and ends runs. A cheap handle; all methods are cancellation safe: what a dropped call
+/// has begun either happened as a whole or not at all.
+#[derive(Clone)]
+pub struct Engine {
+    node: Arc<Node>,
+    life: Arc<Life>,
+}
+
+/// The engine's own life.
+struct Life {
+    phase: AtomicU8,
+    draining: AtomicBool,
+    stop: CancellationToken,
+    room: Arc<Semaphore>,
+    arbiters: Vec<Arbiter>,
+}
+
+const RECOVERING: u8 = 0;
+const SERVING: u8 = 1;
+
+/// Why a request about an existing run was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RunRequestError {
+    /// There is no such run, or it is another tenant's.
+    #[error("there is no such run")]
+    Missing,
+    /// The run has not ended.
+    #[error("the run is {0}, which is not final")]
+    NotFinal(Status),
+    /// The number lies beyond what can have been shown.
+    #[error("the run's log cannot have been shown beyond number {last}")]
+    Beyond {
+        /// The last number that may have been shown.
+        last: u64,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a wish to watch a run leads to.
+pub enum Watched {
+    /// The viewer, in place.
+    Viewer(Box<Viewer>),
+    /// The final event was seen already.
+    SeenAll,
+}
+
+/// What a cancel has led to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cancelled {
+    /// The run has ended, by this cancel or before.
+    Final(Box<Stored>),
+    /// Its owner has been told.
+    Requested(Box<Stored>),
+}
+
+/// What is missing for the engine to do its work; all empty when it can.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Each part: `ok`, or what is wrong with it.
+    pub parts: BTreeMap<&'static str, Result<(), String>>,
+}
+
+impl Readiness {
+    /// Everything is there.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.parts.values().all(Result::is_ok)
+    }
+}
+
+impl Engine {
+    /// Starts the actors. Runs can be created at once; executing them begins with
+    /// [`serve`](Self::serve). Needs an actix system.
+    pub async fn start(parts: Parts) -> Self {
+        let Parts { store, broker, agents, clock, metrics, settings } = parts;
+        let (feed, mut to_cancel) = Feed::start(Arc::clone(&store), settings.feed.clone());
+        let arbiters: Vec<_> = (0..settings.supervisors.max(1)).map(|_| Arbiter::new()).collect();
+        let supervisors: Vec<_> = arbiters
+            .iter()
+            .map(|arbiter| Supervisor::start_in_arbiter(&arbiter.handle(), |_| Supervisor::default()))
+            .collect();
+        let agent_versions = agents.cards().map(|card| (card.name.clone(), card.version.clone())).collect();
+        let room = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
+        let node = Arc::new(Node {
+            name: settings.node.as_str().into(),
+            store,
+            broker,
+            queue: Name::new("pending").unwrap_or_else(|_| unreachable!("a constant name")),
+            agents,
+            agent_versions,
+            clock,
+            metrics,
+            settings,
+            feed,
+            timers: Timers::default().start(),
+            supervisors,
+        });
+        for supervisor in &node.supervisors {
+            // One each.
+            post(supervisor, supervisor::Adopt(Arc::clone(&node)));
+        }
+        let life = Life {
+            phase: AtomicU8::new(RECOVERING),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            room,
+            arbiters,
+        };
+        let engine = Self { node, life: Arc::new(life) };
+        let unwatched = engine.clone();
+        actix::spawn(async move {
+            while let Some(id) = to_cancel.recv().await {
+                unwatched.cancel_unwatched(id).await;
+            }
+        });
+        engine
+    }
+
+    /// Recovers what the last process left behind, then begins to execute runs. Returns how many runs
+    /// were recovered.
+    pub async fn serve(&self) -> Result<usize, StoreError> {
+        let recovered = recovery::recover(&self.node).await?;
+        let node = &self.node;
+        // One.
+        post(&node.timers, timers::Begin(Arc::clone(node)));
+        let stop = self.life.stop.clone();
+        actix::spawn(recovery::sweep(Arc::clone(node), node.settings.sweep_interval, stop.clone()));
+        actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop));
+        self.life.phase.store(SERVING, Ordering::Release);
+        Ok(recovered)
+    }
+
+    /// The tenant's run `id`.
+    pub async fn get(&self, tenant: &Tenant, id: RunId) -> Result<Stored, RunRequestError> {
+        self.node.store.get(tenant, id).await?.ok_or(RunRequestError::Missing)
+    }
+
+    /// The tenant's runs that match `filter`, youngest first, at most `limit`.
+    pub async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        self.node.store.list(tenant, filter, limit).await
+    }
+
+    /// The log of the tenant's run `id` after number `after`, about `max_bytes` at a time.
+    pub async fn events(
+        &self,
+        tenant: &Tenant,
+        id: RunId,
+        after: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<Segment>, RunRequestError> {
+        self.get(tenant, id).await?;
+        Ok(self.node.store.segments(id, after, max_bytes).await?)
+    }
+
+    /// Watches the tenant's run `id` after event number `after`.
+    pub async fn watch(&self, tenant: &Tenant, id: RunId, after: u64) -> Result<Watched, RunRequestError> {
+        match self.node.feed.open(tenant, id, after).await? {
+            Opened::Viewer(viewer) => Ok(Watched::Viewer(viewer)),
+            Opened::SeenAll => Ok(Watched::SeenAll),
+            Opened::Beyond { last } => Err(RunRequestError::Beyond { last }),
+            Opened::Missing => Err(RunRequestError::Missing),
+        }
+    }
+
+    /// Waits until the run is final, `patience` is over or the node shuts down; then the run as it
+    /// stands.
+    pub async fn wait(&self, tenant: &Tenant, id: RunId, patience: Duration) -> Result<Stored, RunRequestError> {
+        let stored = self.get(tenant, id).await?;
+        if stored.run.status.is_final() {
+            return Ok(stored);
+        }
+        if let Watched::Viewer(viewer) = self.watch(tenant, id, stored.run.last_seq).await? {
+            // Out of patience is an answer, too.
+            tokio::time::timeout(patience, viewer.ended()).await.unwrap_or_default();
+        }
+        self.get(tenant, id).await
+    }
+
+    /// Ends the run, whatever its status. Ending a run that has ended is no error.
+    pub async fn cancel(&self, tenant: &Tenant, id: RunId) -> Result<Cancelled, RunRequestError> {
+        let now = self.node.clock.now();
+        match self.node.store.transition(Some(tenant), id, Command::Cancel, now).await? {
+            Transition::Missing => Err(RunRequestError::Missing),
+            Transition::Rejected(stored, Rejection::Final(_)) => Ok(Cancelled::Final(stored)),
+            Transition::Rejected(stored, _) => Ok(Cancelled::Requested(stored)),
+            Transition::Handed(stored) => {
+                let supervisor = &self.node.supervisors[id.spread() % self.node.supervisors.len()];
+                // Bounded by the requests that wait for it.
+                post(supervisor, supervisor::Cancel(id));
+                Ok(Cancelled::Requested(stored))
+            }
+            Transition::Done(changed) => {
+                let run = changed.run.clone();
+                let reserved_seq = run.last_seq;
+                settle(&self.node, Transition::Done(changed));
+                Ok(Cancelled::Final(Box::new(Stored { run, reserved_seq, cancel_requested: false })))
+            }
+        }
+    }
+
+    async fn cancel_unwatched(&self, id: RunId) {
+        let now = self.node.clock.now();
+        match self.node.store.transition(None, id, Command::Cancel, now).await {
+            Ok(Transition::Handed(stored)) => {
+                tracing::info!(run = %id, "cancelled: its last viewer has gone");
+                let supervisor = &self.node.supervisors[stored.run.spec.id.spread() % self.node.supervisors.len()];
+                // Bounded by the runs that have lost their viewers.
+                post(supervisor, supervisor::Cancel(id));
+            }
+            Ok(transition) => settle(&self.node, transition),
+            Err(error) => tracing::warn!(run = %id, %error, "cannot cancel a run whose last viewer has gone"),
+        }
+    }
+
+    /// Removes a final run, its log and all that belongs to it.
+    pub async fn delete(&self, tenant: &Tenant, id: RunId) -> Result<(), RunRequestError> {
+        match self.node.store.delete(tenant, id).await? {
+            Deleted::Done => {
+                self.node.feed.removed(id);
+                Ok(())
+            }
+            Deleted::Missing => Err(RunRequestError::Missing),
+            Deleted::NotFinal(status) => Err(RunRequestError::NotFinal(status)),
+        }
+    }
+
+    /// What can be run here.
+    pub fn agents(&self) -> impl Iterator<Item = &AgentCard> {
+        self.node.agents.cards()
+    }
+
+    /// What counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.node.metrics
+    }
+
+    /// The time, as the engine sees it.
+    #[must_use]
+    pub fn now(&self) -> crate::run::Timestamp {
+        self.node.clock.now()
+    }
+
+    /// Whether a shutdown has begun: nothing new is accepted.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.life.draining.load(Ordering::Acquire)
+    }
+
+    /// Asks every part whether it can do its work.
+    pub async fn readiness(&self) -> Readiness {
+        let mut parts = BTreeMap::new();
+        parts.insert("store", self.node.store.health().await.map_err(|error| error.to_string()));
+        parts.insert("broker", self.node.broker.health().await.map_err(|error| error.to_string()));
+        let worker = match (self.is_draining(), self.life.phase.load(Ordering::Acquire)) {
+            (true, _) => Err("shutting down".to_owned()),
+            (false, RECOVERING) => Err("recovering runs".to_owned()),
+            (false, _) => Ok(()),
+        };
+        parts.insert("worker", worker);
+        Readiness { parts }
+    }
+
+    /// Brings the gauges up to date.
+    pub async fn gauge(&self) {
+        let metrics = &self.node.metrics;
+        if let Ok(counts) = self.node.store.counts().await {
+            metrics.runs_open(&counts);
+        }
+        metrics.logs.set(self.node.feed.len() as i64);
+        metrics.viewers.set(self.node.feed.viewers() as i64);
+        let live = self.node.settings.concurrency.saturating_sub(self.life.room.available_permits());
+        metrics.live_runs.set(live as i64);
+    }
+
+    /// Shuts down in good order: accepts and claims nothing new, gives the live runs `grace` to end (less
+    /// when `hurry` is cancelled), lets the rest go to be run again, ends all streams, closes broker
+    /// and store.
+    pub async fn drain(&self, grace: Duration, hurry: CancellationToken) {
+        self.life.draining.store(true, Ordering::Release);
+        self.life.stop.cancel();
+        let Life { room, arbiters, .. } = &*self.life;
+        let all = u32::try_from(self.node.settings.concurrency.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        let idle = tokio::time::timeout(grace, room.acquire_many(all));
+        if !matches!(hurry.run_until_cancelled(idle).await, Some(Ok(_))) {
+            let live = self.node.settings.concurrency.saturating_sub(room.available_permits());
+            tracing::info!(live, "the grace is over: letting the live runs go, to be run again");
+            for supervisor in &self.node.supervisors {
+                // One each.
+                post(supervisor, supervisor::ReleaseAll);
+            }
+            if tokio::time::timeout(RELEASE, room.acquire_many(all)).await.is_err() {
+                tracing::warn!("some runs could not be let go; they are recovered at the next start");
+            }
+        }
+        // One.
+        post(&self.node.timers, timers::Halt);
+        self.node.feed.cut_all();
+        self.node.broker.close().await;
+        self.node.store.close().await;
+        for arbiter in arbiters {
+            arbiter.stop();
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! One live run: the actor around the pure state machine, and the only writer of its run.
+//!
+//! Whatever happens becomes a [`Change`]; changes are journaled one after the other, and each in this
+//! order: decide, journal, apply, show, perform. Tokens take the short way: the agent's task puts them
+//! into the log, where viewers see them at once, and a flush journals them soon after.
+//!
+//! The actor ends when the run leaves `running`, when the store says that the attempt is no longer the
+//! run's, or when the store cannot be written to any more. Its supervisor sees it go.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rand::RngExt;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::{AbortHandle, JoinError};
+
+use super::Node;
+use super::effects::perform;
+use super::feed::{Pushed, RunLog};
+use super::mailbox::post;
+use super::supervisor::{Gone, Supervisor};
+use crate::agent::{Agent, AgentError, Answer, Push, RunContext, Sink, Stopped};
+use crate::run::{
+    Command, Context as Moment, Decision, Event, Failure, Retry, Run, RunError, StepRecord, Timestamp, Usage,
+};
+use crate::store::{Claimed, Commit, Committed, StoreError};
+
+/// The waits between tries to reach a store that is away.
+const STORE_RETRY: crate::run::Backoff =
+    crate::run::Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5) };
+
+/// The actor of one live run.
+pub(crate) struct RunActor {
+    node: Arc<Node>,
+    supervisor: Addr<Supervisor>,
+    run: Run,
+    steps: Vec<StepRecord>,
+    log: Arc<RunLog>,
+    reserved_seq: u64,
+    commits: u64,
+    /// What waits to be journaled, in order.
+    changes: VecDeque<Change>,
+    committing: bool,
+    flushing: Option<SpawnHandle>,
+    agent: Option<AbortHandle>,
+    ending: Ending,
+    /// Dropped with the actor: room for the next run.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// How the actor ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Nobody has decided it: the attempt is to be given up.
+    Unforeseen,
+    /// The run has another owner, or none.
+    Fenced,
+    /// The run has left `running`, and the store knows.
+    Settled,
+}
+
+/// Something that wants to be journaled.
+enum Change {
+    /// The tokens that have gathered.
+    Tokens,
+    /// A finished step, and who waits for it.
+    Step(StepRecord, oneshot::Sender<Result<(), Stopped>>),
+    /// The attempt is over.
+    End(Command),
+}
+
+/// A change that has been decided and is on its way to the store.
+struct Decided {
+    commit: Commit,
+    decision: Option<Decision>,
+    step: Option<oneshot::Sender<Result<(), Stopped>>>,
+    ends: bool,
+}
+
+/// The first of some tokens has been shown. At most one is under way.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Dirty;
+
+/// The agent waits for room. At most one is under way for each waiting call.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Full;
+
+/// The agent has finished a step.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct FinishStep(StepRecord, oneshot::Sender<Result<(), Stopped>>);
+
+/// The attempt must end, from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub(crate) enum Stop {
+    /// Someone cancelled the run.
+    Cancel,
+    /// The node shuts down.
+    Release,
+}
+
+impl RunActor {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        supervisor: Addr<Supervisor>,
+        claimed: Claimed,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let Claimed { run, segment, reserved_seq, steps } = claimed;
+        let log = node.feed.log(run.spec.id, &run.spec.tenant);
+        log.own(&segment, reserved_seq);
+        Self {
+            node,
+            supervisor,
+            run,
+            steps,
+            log,
+            reserved_seq,
+            commits: 0,
+            changes: VecDeque::new(),
+            committing: false,
+            flushing: None,
+            agent: None,
+            ending: Ending::Unforeseen,
+            _permit: permit,
+        }
+    }
+
+    fn start_agent(&mut self, context: &mut Context<Self>) {
+        let spec = Arc::clone(&self.run.spec);
+        let Some(agent) = self.node.agents.get(&spec.agent).cloned() else {
+            let error = AgentError::permanent("unknown_agent", "this node does not have the run's agent");
+            return self.attempt_over(Ok(Err(error)), context);
+        };
+        let sink = AttemptSink { actor: context.address(), log: Arc::clone(&self.log), node: Arc::clone(&self.node) };
+        let attempt = RunContext::new(spec, self.run.attempt, std::mem::take(&mut self.steps), Arc::new(sink));
+        // A task of its own: a panic stays in it, and dropping it is possible at any await.
+        let task = tokio::spawn(async move { Agent::run(&*agent, attempt).await });
+        self.agent = Some(task.abort_handle());
+        context.spawn(task.into_actor(self).map(|result, actor, context| actor.attempt_over(result, context)));
+    }
+
+    /// Closes the agent's sockets and ends its processes, by dropping its task.
+    fn stop_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.abort();
+        }
+    }
+
+    fn attempt_over(&mut self, result: Result<Result<Answer, AgentError>, JoinError>, context: &mut Context<Self>) {
+        self.agent = None;
+        let attempt = self.run.attempt;
+        let command = match result {
+            Ok(Ok(Answer { output, outcome, usage })) => Command::Complete { attempt, output, outcome, usage },
+            // Whatever stopped it has been told already.
+            Ok(Err(AgentError::Stopped)) => return,
+            Ok(Err(AgentError::Permanent { code, message })) => self.failed(RunError { code, message }, None),
+            Ok(Err(AgentError::Transient { code, message, retry_after })) => {
+                self.failed(RunError { code, message }, Some(retry_after))
+            }
+            Err(error) if error.is_cancelled() => return,
+            Err(_) => {
+                // The panic hook has logged it, with its place.
+                self.node.metrics.agent_panics.inc();
+                let message = "the agent panicked; the log of the node has the details".to_owned();
+                self.failed(RunError { code: "agent_panic".to_owned(), message }, Some(None))
+            }
+        };
+        self.end(command, context);
+    }
+
+    /// The command for a failed attempt; `transient` holds what its provider asked to wait.
+    fn failed(&self, error: RunError, transient: Option<Option<Duration>>) -> Command {
+        let retry = match transient {
+            None => Retry::Never,
+            Some(retry_after) => {
+                let failures = self.run.failures + 1;
+                Retry::After(self.node.settings.backoff.delay(failures, rand::rng().random(), retry_after))
+            }
+        };
+        let failure = Failure { error, retry, usage: Usage::default() };
+        Command::Fail { attempt: self.run.attempt, failure }
+    }
+
+    /// The attempt ends by `command`, unless it is ending already.
+    fn end(&mut self, command: Command, context: &mut Context<Self>) {
+        if self.log.seal() {
+            self.change(Change::End(command), context);
+        }
+    }
+
+    fn change(&mut self, change: Change, context: &mut Context<Self>) {
+        self.changes.push_back(change);
+        self.journal_next(context);
+    }
+
+    fn journal_next(&mut self, context: &mut Context<Self>) {
+        if self.committing {
+            return;
+        }
+        while let Some(change) = self.changes.pop_front() {
+            if let Some(decided) = self.decide(change, context) {
+                self.commits += 1;
+                self.committing = true;
+                return self.commit(decided, 0, context);
+            }
+        }
+    }
+
+    /// What `change` leads to; `None`: nothing.
+    fn decide(&mut self, change: Change, context: &mut Context<Self>) -> Option<Decided> {
+        if let Some(flush) = self.flushing.take() {
+            context.cancel_future(flush);
+        }
+        let now = self.node.clock.now();
+        let (command, step, waiting) = match change {
+            Change::Tokens => (None, None, None),
+            Change::Step(record, waiting) => {
+                let attempt = self.run.attempt;
+                let command = Command::FinishStep { attempt, step: record.step, usage: record.usage };
+                (Some(command), Some(record), Some(waiting))
+            }
+            Change::End(command) => (Some(command), None, None),
+        };
+        let mut run = self.run.clone();
+        let mut decision = None;
+        if let Some(command) = &command {
+            let moment = Moment { now, next_seq: self.log.next_seq() };
+            let decided = match run.decide(command, &moment) {
+                Ok(decided) => decided,
+                Err(rejection) => {
+                    // Only something of another attempt can come here, and nothing is owed to it.
+                    tracing::warn!(run = %run.spec.id, attempt = run.attempt, %rejection, "command rejected");
+                    self.node.metrics.stale_commands.inc();
+                    return None;
+                }
+            };
+            let first_seq = self.log.hold(&decided.events, now);
+            for (event, seq) in decided.events.iter().zip(first_seq..) {
+                run.apply(event, seq, now);
+            }
+            decision = Some(decided);
+        }
+        let segment = self.log.take_unjournaled();
+        if segment.is_none() && decision.is_none() {
+            return None;
+        }
+        if let Some(segment) = &segment {
+            run.last_seq = segment.last_seq();
+        }
+        let ends = run.status != crate::run::Status::Running;
+        let reserved_seq = if ends { run.last_seq } else { run.last_seq + self.node.settings.reserve };
+        let commit = Commit { run, number: self.commits + 1, segment, reserved_seq, step };
+        Some(Decided { commit, decision, step: waiting, ends })
+    }
+
+    fn commit(&mut self, decided: Decided, failures: u32, context: &mut Context<Self>) {
+        let store = Arc::clone(&self.node.store);
+        let commit = decided.commit.clone();
+        context.spawn(
+            async move { store.commit(commit).await }
+                .into_actor(self)
+                .map(move |result, actor, context| actor.committed(result, decided, failures, context)),
+        );
+    }
+
+    fn committed(
+        &mut self,
+        result: Result<Committed, StoreError>,
+        decided: Decided,
+        failures: u32,
+        context: &mut Context<Self>,
+    ) {
+        match result {
+            Ok(Committed::Done) => {
+                self.committing = false;
+                self.done(decided, context);
+                self.journal_next(context);
+            }
+            Ok(Committed::CancelWaits) => {
+                // What was decided has not happened, and nobody has seen it. The cancel goes first.
+                self.committing = false;
+                self.commits -= 1;
+                self.log.retract();
+                self.changes.clear();
+                self.change(Change::End(Command::Cancel), context);
+            }
+            Ok(Committed::Fenced) => {
+                tracing::warn!(run = %self.run.spec.id, attempt = self.run.attempt, "fenced off: the run has another owner");
+                self.node.metrics.fenced.inc();
+                self.ending = Ending::Fenced;
+                self.stop(context);
+            }
+            Err(error) if error.is_transient() => {
+                let wait = STORE_RETRY.delay(failures + 1, rand::rng().random(), None);
+                if failures == 0 {
+                    tracing::warn!(run = %self.run.spec.id, %error, "cannot journal; the run waits for the store");
+                }
+                let later = actix::clock::sleep(wait).into_actor(self);
+                context.spawn(later.map(move |(), actor, context| actor.commit(decided, failures + 1, context)));
+            }
+            Err(error) => {
+                tracing::error!(run = %self.run.spec.id, %error, "cannot journal; the attempt is given up");
+                self.stop(context);
+            }
+        }
+    }
+
+    /// The decision is in the store: apply it, show it, perform what follows.
+    fn done(&mut self, decided: Decided, context: &mut Context<Self>) {
+        let Decided { commit, decision, step, ends } = decided;
+        self.run = commit.run;
+        self.reserved_seq = commit.reserved_seq;
+        let keep = self.node.feed.settings().log_memory;
+        self.log.reveal(self.run.last_seq, self.reserved_seq, self.run.status.is_final(), keep);
+        if let Some(step) = step {
+            // An agent that has been dropped meanwhile does not want to know.
+            step.send(Ok(())).unwrap_or_default();
+        }
+        if let Some(decision) = decision {
+            perform(&self.node, &self.run, decision.effects);
+        }
+        if ends {
+            self.ending = Ending::Settled;
+            self.node.metrics.run_left(&self.run);
+            self.stop(context);
+        }
+    }
+
+    fn stop(&mut self, context: &mut Context<Self>) {
+        self.stop_agent();
+        self.changes.clear();
+        context.stop();
+    }
+
+    fn flush_soon(&mut self, context: &mut Context<Self>) {
+        if self.flushing.is_none() {
+            let wait = self.node.settings.flush_interval;
+            self.flushing = Some(context.run_later(wait, |actor, context| {
+                actor.flushing = None;
+                actor.change(Change::Tokens, context);
+            }));
+        }
+    }
+}
+
+impl Actor for RunActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        let attempt = self.run.attempt;
+        context.run_later(self.run.time_left(), move |actor, context| {
+            actor.stop_agent();
+            actor.end(Command::Timeout { attempt }, context);
+        });
+        self.start_agent(context);
+    }
+}
+
+/// Runs however the actor ends, also by a panic in one of its handlers.
+impl Drop for RunActor {
+    fn drop(&mut self) {
+        self.stop_agent();
+        self.log.disown(self.ending != Ending::Settled);
+        self.node.feed.idle(&self.log);
+        let foreseen = self.ending != Ending::Unforeseen;
+        let gone = Gone { run: self.run.spec.id, attempt: self.run.attempt, foreseen };
+        // Bounded by the number of actors.
+        post(&self.supervisor, gone);
+    }
+}
+
+impl Handler<Dirty> for RunActor {
+    type Result = ();
+
+    fn handle(&mut self, Dirty: Dirty, context: &mut Self::Context) {
+        self.flush_soon(context);
+    }
+}
+
+impl Handler<Full> for RunActor {
+    type Result = ();
+
+    fn handle(&mut self, Full: Full, context: &mut Self::Context) {
+        // One flush is enough, and those that wait behind a commit come by themselves.
+        if !self.committing {
+            self.change(Change::Tokens, context);
+        }
+    }
+}
+
+impl Handler<FinishStep> for RunActor {
+    type Result = ();
+
+    fn handle(&mut self, FinishStep(record, waiting): FinishStep, context: &mut Self::Context) {
+        self.change(Change::Step(record, waiting), context);
+    }
+}
+
+impl Handler<Stop> for RunActor {
+    type Result = ();
+
+    fn handle(&mut self, stop: Stop, context: &mut Self::Context) {
+        // The wish is in the store already, so the model's socket need not wait for another commit.
+        self.stop_agent();
+        let command = match stop {
+            Stop::Cancel => Command::Cancel,
+            Stop::Release => Command::Release { attempt: self.run.attempt },
+        };
+        self.end(command, context);
+    }
+}
+
+/// Where the agent's events go.
+struct AttemptSink {
+    actor: Addr<RunActor>,
+    log: Arc<RunLog>,
+    node: Arc<Node>,
+}
+
+impl AttemptSink {
+    fn now(&self) -> Timestamp {
+        self.node.clock.now()
+    }
+}
+
+impl Sink for AttemptSink {
+    fn push(&self, event: Event) -> Push {
+        match self.log.push(event, self.now(), self.node.settings.max_unflushed) {
+            Pushed::Shown { first } => {
+                if first {
+                    // Bounded: one until the journal has looked.
+                    post(&self.actor, Dirty);
+                }
+                Push::Shown
+            }
+            Pushed::Full(event) => Push::Full(event),
+            Pushed::Sealed => Push::Stopped,
+        }
+    }
+
+    fn room(&self) -> BoxFuture<'_, ()> {
+        // Bounded by the agent's own concurrency: each waiting call sends one.
+        post(&self.actor, Full);
+        self.log.room(self.node.settings.max_unflushed).boxed()
+    }
+
+    fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
+        async move {
+            let (tell, told) = oneshot::channel();
+            self.actor.send(FinishStep(record, tell)).await.map_err(|_| Stopped)?;
+            told.await.unwrap_or(Err(Stopped))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,197 @@
+//! The timers of the runs that wait: one ordered structure, fed by rows of the store.
+//!
+//! The rows are the truth. What is due within the horizon is kept in memory, ordered by due time, and
+//! read again from the store every half horizon: so memory holds what fires soon and no more, and a
+//! timer whose node died fires elsewhere. Due times are wall clock; a jump of the clock is noticed
+//! within [`LONGEST_SLEEP`].
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::{StreamExt, stream};
+
+use super::Node;
+use super::recovery::settle;
+use crate::run::Timestamp;
+use crate::store::{TimerKey, Transition};
+
+/// How far ahead timers are kept in memory.
+const HORIZON: Duration = Duration::from_secs(60);
+
+/// The actor looks at the clock at least so often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// How many timers are read from the store at a time.
+const PAGE: usize = 4096;
+
+/// How many timers fire at once.
+const FIRING: usize = 256;
+
+/// Keeps the timers that are due soon and fires them.
+#[derive(Default)]
+pub(crate) struct Timers {
+    node: Option<Arc<Node>>,
+    ordered: BTreeSet<TimerKey>,
+    wake: Option<(Timestamp, SpawnHandle)>,
+    firing: bool,
+}
+
+/// The node is complete, and its runs are recovered. Sent once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Begin(pub(crate) Arc<Node>);
+
+/// A timer is in the store.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Arm(pub(crate) TimerKey);
+
+/// A timer is no longer in the store.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Disarm(pub(crate) TimerKey);
+
+/// Fires nothing any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Halt;
+
+impl Timers {
+    /// Reads what the horizon has come to hold.
+    fn read_store(&mut self, context: &mut Context<Self>) {
+        let Some(node) = self.node.clone() else { return };
+        let read = async move {
+            let until = node.clock.now().after(HORIZON);
+            let mut timers: Vec<TimerKey> = Vec::new();
+            loop {
+                match node.store.timers(until, timers.last().copied(), PAGE).await {
+                    Ok(page) => {
+                        let last = page.len() < PAGE;
+                        timers.extend(page);
+                        if last {
+                            return timers;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read the timers; they are read again soon");
+                        return timers;
+                    }
+                }
+            }
+        };
+        context.spawn(read.into_actor(self).map(|timers, actor, context| {
+            actor.ordered.extend(timers);
+            actor.look(context);
+        }));
+    }
+
+    /// Fires what is due, or sleeps until something is.
+    fn look(&mut self, context: &mut Context<Self>) {
+        let Some(node) = self.node.clone() else { return };
+        if self.firing {
+            return;
+        }
+        let now = node.clock.now();
+        let mut due = Vec::new();
+        while let Some(timer) = self.ordered.first().copied() {
+            if timer.due > now || due.len() == FIRING {
+                break;
+            }
+            self.ordered.pop_first();
+            due.push(timer);
+        }
+        if due.is_empty() {
+            return self.sleep(now, context);
+        }
+        self.firing = true;
+        let fire = stream::iter(due)
+            .map(move |timer| fire(Arc::clone(&node), timer))
+            .buffer_unordered(FIRING)
+            .collect::<Vec<()>>();
+        context.spawn(fire.into_actor(self).map(|_, actor, context| {
+            actor.firing = false;
+            actor.look(context);
+        }));
+    }
+
+    fn sleep(&mut self, now: Timestamp, context: &mut Context<Self>) {
+        let Some(first) = self.ordered.first() else { return };
+        let until = first.due.min(now.after(LONGEST_SLEEP));
+        match self.wake {
+            Some((earlier, _)) if earlier <= until && earlier > now => return,
+            Some((_, later)) => drop(context.cancel_future(later)),
+            None => {}
+        }
+        let handle = context.run_later(until.since(now), |actor, context| {
+            actor.wake = None;
+            actor.look(context);
+        });
+        self.wake = Some((until, handle));
+    }
+}
+
+/// Tells the machine that `timer` is due. What cannot be told now is read from the store again.
+async fn fire(node: Arc<Node>, timer: TimerKey) {
+    let now = node.clock.now();
+    match node.store.transition(None, timer.run, timer.kind.command(), now).await {
+        Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
+            node.metrics.stale_timers.inc();
+            if let Err(error) = node.store.drop_timer(timer).await {
+                tracing::warn!(run = %timer.run, %error, "cannot drop a stale timer");
+            }
+        }
+        Ok(transition) => {
+            node.metrics.timer_lateness.observe(now.since(timer.due).as_secs_f64());
+            settle(&node, transition);
+        }
+        Err(error) => tracing::warn!(run = %timer.run, %error, "cannot fire a timer; it is tried again soon"),
+    }
+}
+
+impl Actor for Timers {
+    type Context = Context<Self>;
+}
+
+impl Handler<Begin> for Timers {
+    type Result = ();
+
+    fn handle(&mut self, Begin(node): Begin, context: &mut Self::Context) {
+        self.node = Some(node);
+        self.read_store(context);
+        context.run_interval(HORIZON / 2, |actor, context| actor.read_store(context));
+    }
+}
+
+impl Handler<Arm> for Timers {
+    type Result = ();
+
+    fn handle(&mut self, Arm(timer): Arm, context: &mut Self::Context) {
+        // What is armed before the actor begins is found in the store.
+        let Some(node) = &self.node else { return };
+        if timer.due <= node.clock.now().after(HORIZON) {
+            self.ordered.insert(timer);
+            if self.ordered.first() == Some(&timer) {
+                self.look(context);
+            }
+        }
+    }
+}
+
+impl Handler<Disarm> for Timers {
+    type Result = ();
+
+    fn handle(&mut self, Disarm(timer): Disarm, _: &mut Self::Context) {
+        self.ordered.remove(&timer);
+    }
+}
+
+impl Handler<Halt> for Timers {
+    type Result = ();
+
+    fn handle(&mut self, Halt: Halt, context: &mut Self::Context) {
+        self.node = None;
+        context.stop();
+    }
+}

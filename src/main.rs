@@ -1,0 +1,7 @@
+//! The `runcast` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runcast::cli::main()
+}

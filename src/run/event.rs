@@ -1,0 +1,186 @@
+//! The entries of a run's log.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Message, Reason, RunId, StepKind, Timestamp, Usage};
+
+/// What happened. Serialized it is the `data` of its SSE frame; [`Event::kind`] is the frame's `event`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Event {
+    /// The run was accepted.
+    Created {
+        /// The agent that will execute it.
+        agent: String,
+        /// The run it goes on from.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_of: Option<RunId>,
+        /// How many finished steps it takes over from that run.
+        #[serde(skip_serializing_if = "is_zero")]
+        steps_kept: u32,
+    },
+    /// The run waits for a time.
+    Scheduled {
+        /// Until when.
+        due: Timestamp,
+        /// Why.
+        reason: Reason,
+        /// The timer that will fire.
+        #[serde(skip)]
+        timer: u64,
+    },
+    /// The run waits for a worker.
+    Queued {},
+    /// A worker began an attempt.
+    Started {
+        /// Its number, from 1.
+        attempt: u32,
+        /// The worker's node.
+        node: String,
+    },
+    /// A step began.
+    StepStarted {
+        /// Its number in the run, from 1.
+        step: u32,
+        /// What kind of step.
+        kind: StepKind,
+        /// The model or tool.
+        name: String,
+    },
+    /// A piece of the answer.
+    MessageDelta {
+        /// The text that follows.
+        text: String,
+    },
+    /// A piece of what the model thinks aloud.
+    ReasoningDelta {
+        /// The text that follows.
+        text: String,
+    },
+    /// The whole answer of one model call.
+    MessageCompleted {
+        /// The message.
+        message: Message,
+    },
+    /// A step is finished and kept: no later attempt makes it again.
+    StepCompleted {
+        /// Its number in the run.
+        step: u32,
+        /// What it used.
+        usage: Usage,
+        /// What the run has used in all.
+        #[serde(skip)]
+        total: Usage,
+    },
+    /// An attempt ended without an ending, and another will follow.
+    Retrying {
+        /// Why.
+        reason: RetryReason,
+        /// What went wrong, for people.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// When the next attempt may begin; absent: at once.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
+        /// The timer that will fire then.
+        #[serde(skip)]
+        timer: u64,
+        /// The text after this sequence number belongs to the abandoned step and is void.
+        void_after: u64,
+        /// This event's own sequence number: those between the previous event and this one are never
+        /// used, because a crash may have lost what was shown under them.
+        skips_to: u64,
+        /// What the run has used in all.
+        usage: Usage,
+    },
+    /// A line of the agent's own log.
+    Log {
+        /// `debug`, `info`, `warn` or `error`.
+        level: &'static str,
+        /// What it says.
+        message: String,
+    },
+    /// Whatever an agent wants its viewers to see.
+    Custom {
+        /// The agent's own name for it.
+        name: String,
+        /// Anything.
+        value: Value,
+    },
+    /// Final: the agent finished.
+    Completed {
+        /// What it made.
+        output: Value,
+        /// Why it stopped.
+        outcome: String,
+        /// What the run used in all.
+        usage: Usage,
+    },
+    /// Final: the run failed.
+    Failed {
+        /// Stable code.
+        code: String,
+        /// For people.
+        message: String,
+        /// Why no further attempt was made.
+        outcome: String,
+        /// What the run used in all.
+        usage: Usage,
+    },
+    /// Final: someone cancelled it.
+    Cancelled {
+        /// What the run used in all.
+        usage: Usage,
+    },
+    /// Final: its time-to-live passed before it started.
+    Expired {},
+}
+
+/// Why another attempt follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryReason {
+    /// The attempt failed in a way that may pass.
+    TransientError,
+    /// Its worker is gone.
+    WorkerLost,
+    /// Its worker shut down and let it go.
+    Released,
+}
+
+impl Event {
+    /// The event's type on the wire.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Created { .. } => "run.created",
+            Self::Scheduled { .. } => "run.scheduled",
+            Self::Queued {} => "run.queued",
+            Self::Started { .. } => "run.started",
+            Self::StepStarted { .. } => "step.started",
+            Self::MessageDelta { .. } => "message.delta",
+            Self::ReasoningDelta { .. } => "reasoning.delta",
+            Self::MessageCompleted { .. } => "message.completed",
+            Self::StepCompleted { .. } => "step.completed",
+            Self::Retrying { .. } => "run.retrying",
+            Self::Log { .. } => "log",
+            Self::Custom { .. } => "custom",
+            Self::Completed { .. } => "run.completed",
+            Self::Failed { .. } => "run.failed",
+            Self::Cancelled { .. } => "run.cancelled",
+            Self::Expired {} => "run.expired",
+        }
+    }
+
+    /// Nothing follows a final event.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Expired {})
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}

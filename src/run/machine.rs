@@ -1,0 +1,426 @@
+//! The state machine of a run: every transition there is, and no other place that changes a status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{
+    Command, Effect, Event, Failure, Reason, Rejection, Retry, RetryReason, RunError, Spec, Status, Timestamp, Usage,
+};
+
+/// A run as it stands: its specification and the fold of its events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What it was asked to do.
+    pub spec: Arc<Spec>,
+    /// Where it stands.
+    pub status: Status,
+    /// The current or last attempt; 0 before the first. The fence: it rises with every claim.
+    pub attempt: u32,
+    /// Attempts that failed, charged to the budget.
+    pub failures: u32,
+    /// Workers that died over it since its last finished step, charged to the budget.
+    pub crashes: u32,
+    /// How many steps are finished.
+    pub steps: u32,
+    /// The armed timer of a scheduled run.
+    pub timer: Option<Timer>,
+    /// Why it is scheduled.
+    pub reason: Option<Reason>,
+    /// How many timers were ever armed: the number of the last.
+    pub timers_armed: u64,
+    /// When the first attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When the current attempt began.
+    pub attempt_started_at: Option<Timestamp>,
+    /// Running time of the attempts that are over, in milliseconds.
+    pub ran_ms: u64,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Everything after this sequence number belongs to a step that is not finished.
+    pub checkpoint_seq: u64,
+    /// The sequence number of the last event.
+    pub last_seq: u64,
+    /// What it has used.
+    pub usage: Usage,
+    /// What it made.
+    pub output: Option<Value>,
+    /// Why it ended as it did.
+    pub outcome: Option<String>,
+    /// Why it failed.
+    pub error: Option<RunError>,
+}
+
+/// A timer of a run. Its id tells it from earlier timers of the same run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timer {
+    /// When it fires.
+    pub due: Timestamp,
+    /// Counts the timers of the run from 1.
+    pub id: u64,
+}
+
+/// What a decision may know besides the run.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// The time.
+    pub now: Timestamp,
+    /// The sequence number that the next event will get.
+    pub next_seq: u64,
+}
+
+/// What follows from a command.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// To be journaled, applied and shown, in this order.
+    pub events: Vec<Event>,
+    /// To be performed after that.
+    pub effects: Vec<Effect>,
+}
+
+impl Run {
+    /// A new run, and the events that tell of it. It is due at `due`, or at once, and takes over
+    /// `steps_kept` finished steps from the run it goes on from.
+    #[must_use]
+    pub fn create(spec: Spec, due: Option<Timestamp>, steps_kept: u32) -> (Self, Decision) {
+        let now = spec.created_at;
+        let created = Event::Created { agent: spec.agent.clone(), retry_of: spec.retry_of, steps_kept };
+        let (next, effect) = match due.filter(|due| *due > now) {
+            Some(due) => (Event::Scheduled { due, reason: Reason::Delay, timer: 1 }, Effect::Arm(Timer { due, id: 1 })),
+            None => (Event::Queued {}, Effect::Wake),
+        };
+        let mut run = Self::unborn(Arc::new(spec));
+        let events = vec![created, next];
+        for (event, seq) in events.iter().zip(1..) {
+            run.apply(event, seq, now);
+        }
+        (run, Decision { events, effects: vec![effect] })
+    }
+
+    /// The state before the first event.
+    #[must_use]
+    pub fn unborn(spec: Arc<Spec>) -> Self {
+        Self {
+            spec,
+            status: Status::Queued,
+            attempt: 0,
+            failures: 0,
+            crashes: 0,
+            steps: 0,
+            timer: None,
+            reason: None,
+            timers_armed: 0,
+            started_at: None,
+            attempt_started_at: None,
+            ran_ms: 0,
+            finished_at: None,
+            checkpoint_seq: 0,
+            last_seq: 0,
+            usage: Usage::default(),
+            output: None,
+            outcome: None,
+            error: None,
+        }
+    }
+
+    /// What follows from `command`. Pure: changes nothing.
+    pub fn decide(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
+        match self.status {
+            Status::Scheduled => self.decide_scheduled(command, context),
+            Status::Queued => self.decide_queued(command, context),
+            Status::Running => self.decide_running(command, context),
+            Status::Waiting => self.decide_waiting(command),
+            Status::Completed | Status::Failed | Status::Cancelled | Status::Expired => {
+                Err(Rejection::Final(self.status))
+            }
+        }
+    }
+
+    fn decide_scheduled(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
+        let disarm = self.timer.map(Effect::Disarm);
+        match command {
+            Command::Fire { timer } => match self.timer {
+                Some(armed) if armed.id == *timer && armed.due <= context.now => {
+                    Ok(Decision { events: vec![Event::Queued {}], effects: vec![Effect::Wake] })
+                }
+                _ => Err(Rejection::StaleTimer),
+            },
+            Command::Cancel => {
+                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::from_iter(disarm) })
+            }
+            Command::Expire => self.expire(context, Vec::from_iter(disarm)),
+            Command::Claim { .. } => Err(Rejection::NotNow(self.status)),
+            Command::FinishStep { attempt, .. }
+            | Command::Complete { attempt, .. }
+            | Command::Fail { attempt, .. }
+            | Command::Timeout { attempt }
+            | Command::Release { attempt }
+            | Command::Crash { attempt } => Err(self.late(*attempt)),
+        }
+    }
+
+    fn decide_queued(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
+        match command {
+            Command::Claim { node } => Ok(Decision {
+                events: vec![Event::Started { attempt: self.attempt + 1, node: node.clone() }],
+                effects: vec![Effect::StartAgent],
+            }),
+            Command::Cancel => {
+                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::new() })
+            }
+            Command::Expire => self.expire(context, Vec::new()),
+            Command::Fire { .. } => Err(Rejection::StaleTimer),
+            Command::FinishStep { attempt, .. }
+            | Command::Complete { attempt, .. }
+            | Command::Fail { attempt, .. }
+            | Command::Timeout { attempt }
+            | Command::Release { attempt }
+            | Command::Crash { attempt } => Err(self.late(*attempt)),
+        }
+    }
+
+    fn decide_running(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
+        match command {
+            Command::FinishStep { attempt, step, usage } => {
+                self.fence(*attempt)?;
+                let total = self.usage + *usage;
+                Ok(Decision {
+                    events: vec![Event::StepCompleted { step: *step, usage: *usage, total }],
+                    effects: Vec::new(),
+                })
+            }
+            Command::Complete { attempt, output, outcome, usage } => {
+                self.fence(*attempt)?;
+                let usage = self.usage + *usage;
+                let completed = Event::Completed { output: output.clone(), outcome: outcome.clone(), usage };
+                // The agent has ended by itself: there is nothing to stop.
+                Ok(Decision { events: vec![completed], effects: Vec::new() })
+            }
+            Command::Fail { attempt, failure } => {
+                self.fence(*attempt)?;
+                Ok(self.fail(failure, context))
+            }
+            Command::Timeout { attempt } => {
+                self.fence(*attempt)?;
+                Ok(Decision { events: vec![self.timed_out()], effects: vec![Effect::StopAgent] })
+            }
+            Command::Cancel => {
+                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: vec![Effect::StopAgent] })
+            }
+            Command::Release { attempt } => {
+                self.fence(*attempt)?;
+                let events = vec![self.retrying(RetryReason::Released, None, None, self.usage, context)];
+                Ok(Decision { events, effects: vec![Effect::StopAgent, Effect::Wake] })
+            }
+            Command::Crash { attempt } => {
+                self.fence(*attempt)?;
+                Ok(self.crash(context))
+            }
+            Command::Claim { .. } | Command::Expire => Err(Rejection::NotNow(self.status)),
+            Command::Fire { .. } => Err(Rejection::StaleTimer),
+        }
+    }
+
+    fn decide_waiting(&self, command: &Command) -> Result<Decision, Rejection> {
+        match command {
+            Command::Cancel => {
+                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::new() })
+            }
+            Command::Claim { .. } | Command::Expire => Err(Rejection::NotNow(self.status)),
+            Command::Fire { .. } => Err(Rejection::StaleTimer),
+            Command::FinishStep { attempt, .. }
+            | Command::Complete { attempt, .. }
+            | Command::Fail { attempt, .. }
+            | Command::Timeout { attempt }
+            | Command::Release { attempt }
+            | Command::Crash { attempt } => Err(self.late(*attempt)),
+        }
+    }
+
+    /// Folds `event`, number `seq`, recorded at `at`, into the state.
+    pub fn apply(&mut self, event: &Event, seq: u64, at: Timestamp) {
+        self.last_seq = seq;
+        match event {
+            Event::Created { steps_kept, .. } => self.steps = *steps_kept,
+            Event::StepStarted { .. }
+            | Event::MessageDelta { .. }
+            | Event::ReasoningDelta { .. }
+            | Event::MessageCompleted { .. }
+            | Event::Log { .. }
+            | Event::Custom { .. } => {}
+            Event::Scheduled { due, reason, timer } => self.schedule(*reason, Timer { due: *due, id: *timer }),
+            Event::Queued {} => self.queue(),
+            Event::Started { attempt, .. } => {
+                self.status = Status::Running;
+                self.attempt = *attempt;
+                self.started_at.get_or_insert(at);
+                self.attempt_started_at = Some(at);
+                self.checkpoint_seq = seq;
+            }
+            Event::StepCompleted { step, total, .. } => {
+                self.steps = *step;
+                self.crashes = 0;
+                self.usage = *total;
+                self.checkpoint_seq = seq;
+            }
+            Event::Retrying { reason, due, timer, usage, .. } => {
+                self.usage = *usage;
+                match reason {
+                    RetryReason::TransientError => self.failures += 1,
+                    RetryReason::WorkerLost => {
+                        self.crashes += 1;
+                        // Nobody knows when the worker died. An hour without one is not running time.
+                        self.attempt_started_at = None;
+                    }
+                    RetryReason::Released => {}
+                }
+                self.stop_running(at);
+                match due {
+                    Some(due) => self.schedule(Reason::Backoff, Timer { due: *due, id: *timer }),
+                    None => self.queue(),
+                }
+            }
+            Event::Completed { output, outcome, usage } => {
+                self.output = Some(output.clone());
+                self.end(Status::Completed, outcome, *usage, at);
+            }
+            Event::Failed { code, message, outcome, usage } => {
+                self.error = Some(RunError { code: code.clone(), message: message.clone() });
+                self.end(Status::Failed, outcome, *usage, at);
+            }
+            Event::Cancelled { usage } => self.end(Status::Cancelled, "cancelled", *usage, at),
+            Event::Expired {} => self.end(Status::Expired, "expired", self.usage, at),
+        }
+    }
+
+    /// The running time left to the current attempt at its start.
+    #[must_use]
+    pub fn time_left(&self) -> Duration {
+        Duration::from_millis(self.spec.timeout_ms.saturating_sub(self.ran_ms))
+    }
+
+    /// When the run expires if it has not started; absent once it has.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        if self.attempt == 0 && !self.status.is_final() { self.spec.ttl_at } else { None }
+    }
+
+    fn fence(&self, attempt: u32) -> Result<(), Rejection> {
+        if attempt == self.attempt { Ok(()) } else { Err(Rejection::StaleAttempt { current: self.attempt }) }
+    }
+
+    /// Why something from an attempt is refused while none is going on.
+    fn late(&self, attempt: u32) -> Rejection {
+        self.fence(attempt).err().unwrap_or(Rejection::NotNow(self.status))
+    }
+
+    fn expire(&self, context: &Context, effects: Vec<Effect>) -> Result<Decision, Rejection> {
+        match self.expires_at() {
+            Some(at) if at <= context.now => Ok(Decision { events: vec![Event::Expired {}], effects }),
+            _ => Err(Rejection::StaleTimer),
+        }
+    }
+
+    fn fail(&self, failure: &Failure, context: &Context) -> Decision {
+        let usage = self.usage + failure.usage;
+        let budget_left = self.failures + self.crashes + 1 < self.spec.max_attempts;
+        let (outcome, wait) = match failure.retry {
+            Retry::After(wait) if budget_left => (None, wait),
+            Retry::After(wait) => (Some("attempts_exhausted"), wait),
+            Retry::Never => (Some("error"), Duration::ZERO),
+        };
+        if let Some(outcome) = outcome {
+            let RunError { code, message } = failure.error.clone();
+            let failed = Event::Failed { code, message, outcome: outcome.to_owned(), usage };
+            return Decision { events: vec![failed], effects: Vec::new() };
+        }
+        let timer = Timer { due: context.now.after(wait), id: self.timers_armed + 1 };
+        let retrying = self.retrying(
+            RetryReason::TransientError,
+            Some(format!("{}: {}", failure.error.code, failure.error.message)),
+            Some(timer),
+            usage,
+            context,
+        );
+        Decision { events: vec![retrying], effects: vec![Effect::Arm(timer)] }
+    }
+
+    /// A lost worker is nobody's fault until it happens again and again: such a run is poison, and a
+    /// wait would not help the next one. So it is tried again at once, while the budget lasts.
+    fn crash(&self, context: &Context) -> Decision {
+        if self.failures + self.crashes + 1 >= self.spec.max_attempts {
+            let failed = Event::Failed {
+                code: "worker_lost".to_owned(),
+                message: format!("{} attempts in a row were lost with their workers", self.crashes + 1),
+                outcome: "attempts_exhausted".to_owned(),
+                usage: self.usage,
+            };
+            return Decision { events: vec![failed], effects: vec![Effect::StopAgent] };
+        }
+        let retrying = self.retrying(RetryReason::WorkerLost, None, None, self.usage, context);
+        Decision { events: vec![retrying], effects: vec![Effect::StopAgent, Effect::Wake] }
+    }
+
+    fn timed_out(&self) -> Event {
+        Event::Failed {
+            code: "timeout".to_owned(),
+            message: "Execution timeout".to_owned(),
+            outcome: "deadline".to_owned(),
+            usage: self.usage,
+        }
+    }
+
+    fn retrying(
+        &self,
+        reason: RetryReason,
+        message: Option<String>,
+        timer: Option<Timer>,
+        usage: Usage,
+        context: &Context,
+    ) -> Event {
+        Event::Retrying {
+            reason,
+            message,
+            due: timer.map(|timer| timer.due),
+            timer: timer.map_or(0, |timer| timer.id),
+            void_after: self.checkpoint_seq,
+            skips_to: context.next_seq,
+            usage,
+        }
+    }
+
+    fn schedule(&mut self, reason: Reason, timer: Timer) {
+        self.status = Status::Scheduled;
+        self.reason = Some(reason);
+        self.timer = Some(timer);
+        self.timers_armed = timer.id;
+    }
+
+    fn queue(&mut self) {
+        self.status = Status::Queued;
+        self.reason = None;
+        self.timer = None;
+    }
+
+    fn stop_running(&mut self, at: Timestamp) {
+        if let Some(began) = self.attempt_started_at.take() {
+            let ran = u64::try_from(at.since(began).as_millis()).unwrap_or(u64::MAX);
+            self.ran_ms = self.ran_ms.saturating_add(ran);
+        }
+    }
+
+    fn end(&mut self, status: Status, outcome: &str, usage: Usage, at: Timestamp) {
+        self.stop_running(at);
+        self.status = status;
+        self.reason = None;
+        self.timer = None;
+        self.outcome = Some(outcome.to_owned());
+        self.usage = usage;
+        self.finished_at = Some(at);
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,309 @@
+//! The whole table of (status, command), and properties over random histories.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::run::{Input, OnDisconnect, RunId, Tenant};
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
+    Spec {
+        id: RunId::from_uuid(uuid::Uuid::nil()),
+        tenant: Tenant::default(),
+        agent: "a".into(),
+        agent_version: "1".into(),
+        input: Input::Text("hello".into()),
+        params: serde_json::Map::new(),
+        priority: 0,
+        ttl_at,
+        timeout_ms: 60_000,
+        max_attempts,
+        on_disconnect: OnDisconnect::Continue,
+        metadata: Default::default(),
+        retry_of: None,
+        correlation_id: None,
+        created_at: at(1_000),
+    }
+}
+
+/// A run driven by commands as its callers drive it, keeping the log.
+#[derive(Clone)]
+struct Driven {
+    run: Run,
+    log: Vec<(u64, Timestamp, Event)>,
+    now: i64,
+}
+
+impl Driven {
+    fn new(spec: Spec, due: Option<Timestamp>) -> Self {
+        let (run, decision) = Run::create(spec, due, 0);
+        let log = (1..).zip(decision.events).map(|(seq, event)| (seq, at(1_000), event)).collect();
+        Self { run, log, now: 1_000 }
+    }
+
+    fn tell(&mut self, command: &Command) -> Result<Vec<Effect>, Rejection> {
+        let context = Context { now: at(self.now), next_seq: self.run.last_seq + 1 };
+        let decision = self.run.decide(command, &context)?;
+        for event in decision.events {
+            let seq = self.run.last_seq + 1;
+            self.run.apply(&event, seq, at(self.now));
+            self.log.push((seq, at(self.now), event));
+        }
+        Ok(decision.effects)
+    }
+
+    fn in_status(status: Status) -> Self {
+        let mut driven = match status {
+            Status::Scheduled => Self::new(spec(3, Some(at(5_000))), Some(at(9_000))),
+            _ => Self::new(spec(3, Some(at(5_000))), None),
+        };
+        let claim = Command::Claim { node: "n".into() };
+        match status {
+            Status::Scheduled | Status::Queued => {}
+            Status::Running => drop(driven.tell(&claim).unwrap()),
+            // Nothing leads there yet but an agent that asks.
+            Status::Waiting => {
+                driven.tell(&claim).unwrap();
+                driven.run.status = Status::Waiting;
+            }
+            Status::Completed => {
+                driven.tell(&claim).unwrap();
+                driven.tell(&complete(1)).unwrap();
+            }
+            Status::Failed => {
+                driven.tell(&claim).unwrap();
+                driven.tell(&fail(1, Retry::Never)).unwrap();
+            }
+            Status::Cancelled => drop(driven.tell(&Command::Cancel).unwrap()),
+            Status::Expired => {
+                driven.now = 5_000;
+                driven.tell(&Command::Expire).unwrap();
+            }
+        }
+        assert_eq!(driven.run.status, status);
+        driven.now = 10_000;
+        driven
+    }
+}
+
+fn complete(attempt: u32) -> Command {
+    Command::Complete { attempt, output: json!("done"), outcome: "finished".into(), usage: Usage::default() }
+}
+
+fn fail(attempt: u32, retry: Retry) -> Command {
+    let error = RunError { code: "broken".into(), message: "it broke".into() };
+    Command::Fail { attempt, failure: Failure { error, retry, usage: Usage::default() } }
+}
+
+/// One command of each kind, from attempt 1 and timer 1.
+fn commands() -> Vec<(&'static str, Command)> {
+    vec![
+        ("claim", Command::Claim { node: "n".into() }),
+        ("fire", Command::Fire { timer: 1 }),
+        ("expire", Command::Expire),
+        ("cancel", Command::Cancel),
+        ("finish_step", Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }),
+        ("complete", complete(1)),
+        ("fail", fail(1, Retry::Never)),
+        ("retry", fail(1, Retry::After(Duration::from_secs(1)))),
+        ("timeout", Command::Timeout { attempt: 1 }),
+        ("release", Command::Release { attempt: 1 }),
+        ("crash", Command::Crash { attempt: 1 }),
+    ]
+}
+
+/// What becomes of a run in `status` that is told `command`; `None`: it is rejected.
+fn expected(status: Status, command: &str) -> Option<Status> {
+    match (status, command) {
+        (Status::Scheduled, "fire") => Some(Status::Queued),
+        (Status::Queued, "claim") => Some(Status::Running),
+        (Status::Scheduled | Status::Queued, "expire") => Some(Status::Expired),
+        (Status::Scheduled | Status::Queued | Status::Running | Status::Waiting, "cancel") => Some(Status::Cancelled),
+        (Status::Running, "finish_step") => Some(Status::Running),
+        (Status::Running, "complete") => Some(Status::Completed),
+        (Status::Running, "fail" | "timeout") => Some(Status::Failed),
+        (Status::Running, "retry") => Some(Status::Scheduled),
+        (Status::Running, "release" | "crash") => Some(Status::Queued),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_status_answers_every_command_as_the_table_says() {
+    for status in Status::ALL {
+        for (name, command) in commands() {
+            let mut driven = Driven::in_status(status);
+            let before = driven.run.clone();
+            let told = driven.tell(&command);
+            match expected(status, name) {
+                Some(next) => {
+                    told.unwrap_or_else(|rejection| panic!("{status} refused {name}: {rejection}"));
+                    assert_eq!(driven.run.status, next, "{status} after {name}");
+                }
+                None => {
+                    let rejection = told.expect_err(&format!("{status} took {name}"));
+                    assert_eq!(rejection == Rejection::Final(status), status.is_final(), "{status} {name}");
+                    assert_eq!(driven.run, before, "{status} changed by a rejected {name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_command_of_an_older_attempt_is_stale_everywhere() {
+    for status in [Status::Scheduled, Status::Queued, Status::Running, Status::Waiting] {
+        for (name, command) in commands().into_iter().skip(4) {
+            let mut driven = Driven::in_status(status);
+            driven.run.attempt = 2;
+            assert_eq!(driven.tell(&command), Err(Rejection::StaleAttempt { current: 2 }), "{status} {name}");
+        }
+    }
+}
+
+#[test]
+fn a_timer_fires_only_when_it_is_the_armed_one_and_due() {
+    let mut driven = Driven::in_status(Status::Scheduled);
+    assert_eq!(driven.tell(&Command::Fire { timer: 2 }), Err(Rejection::StaleTimer));
+    driven.now = 8_999;
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Err(Rejection::StaleTimer));
+    driven.now = 9_000;
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Ok(vec![Effect::Wake]));
+}
+
+#[test]
+fn cancel_while_backing_off_clears_the_timer() {
+    let mut driven = Driven::in_status(Status::Running);
+    driven.tell(&fail(1, Retry::After(Duration::from_secs(1)))).unwrap();
+    let timer = driven.run.timer.unwrap();
+    assert_eq!(timer, Timer { due: at(11_000), id: 1 });
+    assert_eq!(driven.tell(&Command::Cancel), Ok(vec![Effect::Disarm(timer)]));
+    assert_eq!(driven.run.timer, None);
+}
+
+#[test]
+fn a_run_that_has_started_does_not_expire() {
+    let mut driven = Driven::in_status(Status::Running);
+    driven.tell(&Command::Release { attempt: 1 }).unwrap();
+    assert_eq!(driven.tell(&Command::Expire), Err(Rejection::StaleTimer));
+}
+
+#[test]
+fn failures_and_crashes_share_the_budget_and_releases_are_free() {
+    let mut driven = Driven::in_status(Status::Queued);
+    let claim = Command::Claim { node: "n".into() };
+    for attempt in 1..=20 {
+        driven.tell(&claim).unwrap();
+        driven.tell(&Command::Release { attempt }).unwrap();
+    }
+    driven.tell(&claim).unwrap();
+    driven.tell(&Command::Crash { attempt: 21 }).unwrap();
+    driven.tell(&claim).unwrap();
+    driven.tell(&fail(22, Retry::After(Duration::ZERO))).unwrap();
+    driven.tell(&Command::Fire { timer: 1 }).unwrap();
+    driven.tell(&claim).unwrap();
+    driven.tell(&Command::Crash { attempt: 23 }).unwrap();
+    assert_eq!(driven.run.status, Status::Failed);
+    assert_eq!(driven.run.outcome.as_deref(), Some("attempts_exhausted"));
+}
+
+#[test]
+fn a_finished_step_forgives_the_crashes_before_it() {
+    let mut driven = Driven::in_status(Status::Queued);
+    for attempt in 1..=10 {
+        driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+        driven.tell(&Command::FinishStep { attempt, step: attempt, usage: Usage::default() }).unwrap();
+        driven.tell(&Command::Crash { attempt }).unwrap();
+        assert_eq!(driven.run.status, Status::Queued);
+    }
+}
+
+#[test]
+fn the_time_without_a_worker_is_not_running_time() {
+    let mut driven = Driven::in_status(Status::Running);
+    driven.now += 3_600_000;
+    driven.tell(&Command::Crash { attempt: 1 }).unwrap();
+    assert_eq!(driven.run.ran_ms, 0);
+    driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+    driven.now += 500;
+    driven.tell(&Command::Release { attempt: 2 }).unwrap();
+    assert_eq!(driven.run.time_left(), Duration::from_millis(59_500));
+}
+
+#[test]
+fn the_text_after_the_last_finished_step_is_void() {
+    let mut driven = Driven::in_status(Status::Running);
+    driven.tell(&Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }).unwrap();
+    let checkpoint = driven.run.last_seq;
+    let context = Context { now: at(10_000), next_seq: 500 };
+    let decision = driven.run.decide(&Command::Crash { attempt: 1 }, &context).unwrap();
+    let [Event::Retrying { void_after, skips_to, .. }] = decision.events[..] else { panic!("{decision:?}") };
+    assert_eq!((void_after, skips_to), (checkpoint, 500));
+}
+
+fn any_command() -> impl Strategy<Value = (Command, i64)> {
+    let attempt = 0..6_u32;
+    let usage = (0..9_u64).prop_map(|n| Usage { input_tokens: n, output_tokens: n, estimated: false });
+    let command = prop_oneof![
+        4 => Just(Command::Claim { node: "n".into() }),
+        2 => (1..6_u64).prop_map(|timer| Command::Fire { timer }),
+        1 => Just(Command::Expire),
+        1 => Just(Command::Cancel),
+        3 => (attempt.clone(), 1..9_u32, usage)
+            .prop_map(|(attempt, step, usage)| Command::FinishStep { attempt, step, usage }),
+        1 => attempt.clone().prop_map(complete),
+        1 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::Never)),
+        3 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::After(Duration::from_millis(50)))),
+        1 => attempt.clone().prop_map(|attempt| Command::Timeout { attempt }),
+        3 => attempt.clone().prop_map(|attempt| Command::Release { attempt }),
+        3 => attempt.prop_map(|attempt| Command::Crash { attempt }),
+    ];
+    (command, 0..200_i64)
+}
+
+proptest! {
+    #[test]
+    fn random_histories_keep_the_promises(
+        steps in prop::collection::vec(any_command(), 0..60),
+        delayed in any::<bool>(),
+        ttl in prop::option::of(1_000..3_000_i64),
+    ) {
+        let mut driven = Driven::new(spec(3, ttl.map(at)), delayed.then(|| at(1_100)));
+        for (command, pause) in steps {
+            driven.now += pause;
+            let before = driven.clone();
+            match driven.tell(&command) {
+                Err(_) => prop_assert_eq!(&driven.run, &before.run),
+                Ok(effects) => {
+                    prop_assert!(!before.run.status.is_final(), "final is final");
+                    prop_assert!(driven.run.attempt >= before.run.attempt, "attempts never fall");
+                    let woken = effects.contains(&Effect::Wake);
+                    prop_assert_eq!(woken, driven.run.status == Status::Queued, "queued is woken");
+                    let started = effects.contains(&Effect::StartAgent);
+                    prop_assert_eq!(started, before.run.status == Status::Queued && driven.run.status == Status::Running);
+                    let left = before.run.status == Status::Running && driven.run.status != Status::Running;
+                    let by_itself = matches!(command, Command::Complete { .. } | Command::Fail { .. });
+                    prop_assert_eq!(effects.contains(&Effect::StopAgent), left && !by_itself);
+                }
+            }
+            let run = &driven.run;
+            prop_assert_eq!(run.timer.is_some(), run.status == Status::Scheduled);
+            prop_assert_eq!(run.finished_at.is_some(), run.status.is_final());
+            prop_assert_eq!(run.error.is_some(), run.status == Status::Failed);
+            prop_assert!(run.failures + run.crashes <= run.spec.max_attempts);
+            prop_assert_eq!(run.attempt_started_at.is_some(), run.status == Status::Running);
+        }
+        let mut folded = Run::unborn(driven.run.spec.clone());
+        for (seq, at, event) in &driven.log {
+            prop_assert_eq!(*seq, folded.last_seq + 1);
+            folded.apply(event, *seq, *at);
+        }
+        prop_assert_eq!(folded, driven.run);
+        let finals = driven.log.iter().filter(|(_, _, event)| event.is_final()).count();
+        prop_assert!(finals <= 1);
+    }
+}

@@ -1,0 +1,90 @@
+//! Claiming runs.
+
+use std::cmp::Reverse;
+
+use rusqlite::{Connection, params};
+
+use super::log::{self, NewSegment};
+use super::rows::{Binder, Documents, FoundStep, load, run_id, state_columns};
+use super::timers::{self, Armed};
+use super::writer::Writer;
+use crate::run::{Command, Context, Run, RunId, Segment};
+use crate::store::{Claim, Claimed, StoreError};
+
+/// [`Claimed`], with its documents as text.
+pub(super) struct Taken {
+    run: Run,
+    segment: Segment,
+    reserved_seq: u64,
+    steps: Vec<FoundStep>,
+    documents: Documents,
+}
+
+impl Taken {
+    /// The claimed run with its documents; besides its id and attempt, in case they do not parse.
+    pub(super) fn complete(self) -> (RunId, u32, Result<Claimed, StoreError>) {
+        let Self { run, segment, reserved_seq, steps, documents } = self;
+        let (id, attempt) = (run.spec.id, run.attempt);
+        let steps = steps.into_iter().map(FoundStep::complete).collect::<Result<_, _>>();
+        let claimed = documents.complete(run).and_then(|run| Ok(Claimed { run, segment, reserved_seq, steps: steps? }));
+        (id, attempt, claimed)
+    }
+}
+
+/// Claims the next runs.
+pub(super) fn claim(writer: &mut Writer, claim: &Claim) -> Result<Vec<Taken>, StoreError> {
+    next(writer.conn(), claim)?.into_iter().map(|id| take(writer, claim, id)).collect()
+}
+
+/// The runs to claim. Each agent and version has its own queue within the index, so that no claim
+/// has to pass over what waits for an agent that nobody here has.
+fn next(conn: &Connection, claim: &Claim) -> Result<Vec<RunId>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT priority, id FROM runs INDEXED BY runs_queued \
+         WHERE status = 'queued' AND agent = ? AND agent_version = ? ORDER BY priority DESC, id LIMIT ?",
+    )?;
+    let room = i64::try_from(claim.room).unwrap_or(i64::MAX);
+    let mut waiting = Vec::new();
+    for (agent, version) in &*claim.agents {
+        let mut rows = statement.query(params![agent, version, room])?;
+        while let Some(row) = rows.next()? {
+            waiting.push((Reverse(row.get::<_, i32>(0)?), run_id(row.get(1)?)));
+        }
+    }
+    waiting.sort_unstable();
+    waiting.dedup();
+    waiting.truncate(claim.room);
+    Ok(waiting.into_iter().map(|(_, id)| id).collect())
+}
+
+fn take(writer: &mut Writer, claim: &Claim, id: RunId) -> Result<Taken, StoreError> {
+    let conn = writer.conn();
+    let found = load(conn, id)?.ok_or_else(|| StoreError::Corrupt(format!("run {id} has no specification")))?;
+    let mut run = found.run;
+    let (from, armed) = (run.status, Armed::of(&run));
+    let context = Context { now: claim.now, next_seq: found.reserved_seq + 1 };
+    let command = Command::Claim { node: claim.node.to_string() };
+    let decision = run
+        .decide(&command, &context)
+        .map_err(|rejection| StoreError::Corrupt(format!("run {id} cannot be claimed: {rejection}")))?;
+    let segment = super::transition::apply(&mut run, &decision.events, context);
+    let reserved_seq = run.last_seq.saturating_add(claim.reserve);
+    let steps = if run.steps > 0 { log::steps(conn, id)? } else { Vec::new() };
+    update(conn, &run, reserved_seq, &claim.node)?;
+    log::append(conn, id, &NewSegment::new(&segment))?;
+    timers::follow(conn, armed, &run)?;
+    writer.moved(Some(from), run.status);
+    Ok(Taken { run, segment, reserved_seq, steps, documents: found.documents })
+}
+
+fn update(conn: &Connection, run: &Run, reserved_seq: u64, node: &str) -> Result<(), StoreError> {
+    let mut statement =
+        conn.prepare_cached(concat!("UPDATE runs SET status = ?, node = ?, ", state_columns!(), " WHERE id = ?"))?;
+    let mut binder = Binder::new(&mut statement);
+    binder.bind(run.status.as_str())?;
+    binder.bind(node)?;
+    binder.bind_state(run, reserved_seq, 0)?;
+    binder.bind(run.spec.id.as_bytes())?;
+    binder.execute()?;
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! The SQLite adapter: one file, one process.
+//!
+//! One thread writes, by group commit: whatever waits shares a transaction, each item in a savepoint of
+//! its own. A few threads read. Nothing here runs on the caller's threads but the encoding of what
+//! goes in and the parsing of what comes out.
+
+mod claim;
+mod commit;
+mod create;
+mod error;
+mod jobs;
+mod lock;
+mod log;
+mod reader;
+mod rows;
+mod runs;
+mod schema;
+mod timers;
+mod transition;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use self::claim::Taken;
+use self::commit::Decided;
+use self::create::Creation;
+use self::jobs::Gate;
+use self::lock::FileLock;
+use self::reader::Readers;
+use self::rows::Found;
+use self::writer::{Counts, Writer};
+use super::{
+    Claim, Claimed, Commit, Committed, Created, Deleted, NewRun, RunFilter, RunStore, StoreError, Stored, TimerKey,
+    Transition,
+};
+use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
+
+/// So many writes are accepted at a time; further callers wait their turn.
+const WRITES: usize = 4_096;
+
+/// So many reads are accepted at a time; further callers wait their turn.
+const READS: usize = 1_024;
+
+/// How to open a [`SqliteStore`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqliteOptions {
+    /// The database file. It is created if it is missing, and its directory, too.
+    pub path: PathBuf,
+    /// When what is committed is safe from a power failure.
+    pub synchronous: Synchronous,
+    /// How many threads read, at least 1.
+    pub readers: usize,
+}
+
+impl SqliteOptions {
+    /// The defaults, for the file at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), synchronous: Synchronous::Normal, readers: 2 }
+    }
+}
+
+/// When what is committed is safe from a power failure. It is safe from the end of the process at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Synchronous {
+    /// At the next checkpoint of the log: a power failure may undo the last commits.
+    #[default]
+    Normal,
+    /// With the commit.
+    Full,
+}
+
+impl Synchronous {
+    fn pragma(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Keeps runs in a SQLite file, which no other process uses at the same time.
+pub struct SqliteStore {
+    writes: Arc<Gate<Writer>>,
+    reads: Arc<Gate<Connection>>,
+    counts: Arc<Counts>,
+    /// Ends when all connections are closed and the lock is released.
+    ended: watch::Receiver<()>,
+    /// The writer, which waits for the readers in its turn.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SqliteStore {
+    /// Opens the store, or creates it. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::InUse`] when another process has it open; [`StoreError::Foreign`] when the file was
+    /// made by a newer version or by another program; [`StoreError::ReadOnly`], [`StoreError::Full`] and
+    /// [`StoreError::Corrupt`] by their names. The texts name the file and what was expected.
+    pub fn open(options: SqliteOptions) -> Result<Self, StoreError> {
+        let SqliteOptions { path, synchronous, readers } = options;
+        create_directory(&path)?;
+        let lock = FileLock::acquire(&path)?;
+        let conn = schema::open_writer(&path, synchronous)?;
+        let (counted, orphans) = (runs::count(&conn)?, runs::running(&conn)?);
+        let connections = (0..readers.max(1)).map(|_| schema::open_reader(&path)).collect::<Result<_, _>>()?;
+        let readers = Readers::start(connections, READS)?;
+        let reads = readers.gate();
+
+        let (writes, work) = Gate::new(WRITES, 1);
+        let (writes, counts) = (Arc::new(writes), Arc::new(Counts::new(counted)));
+        let (alive, ended) = watch::channel(());
+        let mut writer = Writer::new(conn, counted, orphans);
+        let (gate, shown) = (writes.clone(), counts.clone());
+        let thread = spawn("sqlite-writer", move || {
+            writer::run(&mut writer, &work, &gate, &shown);
+            // In this order: the last connection to close copies the log to the file and removes it.
+            drop(readers);
+            drop(writer);
+            drop(lock);
+            drop(alive);
+        })?;
+        Ok(Self { writes, reads, counts, ended, thread: Some(thread) })
+    }
+
+    fn end(&self) {
+        self.writes.close();
+        self.reads.close();
+    }
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+/// Finishes what was accepted and releases the lock, as [`RunStore::close`] does, but blocks meanwhile.
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.end();
+        if let Some(thread) = self.thread.take() {
+            // If it panicked it has released what it held all the same.
+            drop(thread.join());
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map_err(|error| StoreError::Unavailable(format!("no thread can be started: {error}")))
+}
+
+fn create_directory(path: &Path) -> Result<(), StoreError> {
+    let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else { return Ok(()) };
+    std::fs::create_dir_all(directory).map_err(|error| {
+        StoreError::ReadOnly(format!(
+            "the directory {} cannot be created: {error}; expected a directory that can be written to",
+            directory.display()
+        ))
+    })
+}
+
+#[async_trait]
+impl RunStore for SqliteStore {
+    async fn create(&self, new: NewRun) -> Result<Created, StoreError> {
+        let creation = Creation::new(new)?;
+        self.writes.call(move |writer| creation.write(writer)).await?.complete()
+    }
+
+    async fn get(&self, tenant: &Tenant, id: RunId) -> Result<Option<Stored>, StoreError> {
+        let tenant = tenant.clone();
+        let found = self.reads.call(move |conn| runs::get(conn, &tenant, id)).await?;
+        found.map(Found::into_stored).transpose()
+    }
+
+    async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        let tenant = tenant.clone();
+        let found = self.reads.call(move |conn| runs::list(conn, &tenant, &filter, limit)).await?;
+        found.into_iter().map(Found::into_stored).collect()
+    }
+
+    async fn delete(&self, tenant: &Tenant, id: RunId) -> Result<Deleted, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| runs::delete(writer.conn(), &tenant, id)).await
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
+        let now = claim.now;
+        let taken = self.writes.call(move |writer| claim::claim(writer, &claim)).await?;
+        let mut claimed = Vec::with_capacity(taken.len());
+        for (id, attempt, taken) in taken.into_iter().map(Taken::complete) {
+            match taken {
+                Ok(taken) => claimed.push(taken),
+                Err(error) => {
+                    // It is claimed, but nobody can execute it: its budget decides how often that happens.
+                    tracing::error!(run = %id, %error, "a claimed run cannot be read");
+                    self.writes.call(move |writer| transition::give_up(writer, id, attempt, now)).await?;
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, StoreError> {
+        let decided = Decided::new(commit)?;
+        self.writes.call(move |writer| decided.write(writer)).await
+    }
+
+    async fn transition(
+        &self,
+        tenant: Option<&Tenant>,
+        id: RunId,
+        command: Command,
+        now: Timestamp,
+    ) -> Result<Transition, StoreError> {
+        let tenant = tenant.cloned();
+        let decide = move |writer: &mut Writer| transition::transition(writer, tenant.as_ref(), id, &command, now);
+        self.writes.call(decide).await?.complete()
+    }
+
+    async fn segments(&self, id: RunId, after: u64, max_bytes: usize) -> Result<Vec<Segment>, StoreError> {
+        self.reads.call(move |conn| log::read(conn, id, after, max_bytes)).await
+    }
+
+    async fn timers(
+        &self,
+        until: Timestamp,
+        after: Option<TimerKey>,
+        limit: usize,
+    ) -> Result<Vec<TimerKey>, StoreError> {
+        self.reads.call(move |conn| timers::read(conn, until, after, limit)).await
+    }
+
+    async fn drop_timer(&self, timer: TimerKey) -> Result<(), StoreError> {
+        self.writes.call(move |writer| timers::remove(writer.conn(), timer)).await
+    }
+
+    async fn recover(&self, now: Timestamp, limit: usize) -> Result<Vec<Transition>, StoreError> {
+        let outcomes = self.writes.call(move |writer| transition::recover(writer, now, limit)).await?;
+        outcomes.into_iter().map(transition::Outcome::complete).collect()
+    }
+
+    async fn give_up(&self, id: RunId, attempt: u32, now: Timestamp) -> Result<Transition, StoreError> {
+        self.writes.call(move |writer| transition::give_up(writer, id, attempt, now)).await?.complete()
+    }
+
+    async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
+        if self.writes.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        let counts = *self.counts.lock();
+        Ok(writer::COUNTED.into_iter().zip(counts).collect())
+    }
+
+    async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        self.writes.call(move |writer| create::forget_keys(writer.conn(), before, limit)).await
+    }
+
+    async fn health(&self) -> Result<(), StoreError> {
+        self.writes.call(|writer| schema::set_version(writer.conn())).await?;
+        self.reads.call(|conn| Ok(conn.prepare_cached("SELECT 1 FROM runs LIMIT 1")?.exists([]).map(|_| ())?)).await
+    }
+
+    async fn close(&self) {
+        self.end();
+        // Nothing is ever sent: this ends when the writer has gone.
+        drop(self.ended.clone().changed().await);
+    }
+}

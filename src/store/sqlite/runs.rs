@@ -1,0 +1,144 @@
+//! Finding runs, removing them, counting them.
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
+
+use super::rows::{Found, load, run_id};
+use super::writer::COUNTED;
+use crate::run::{RunId, Status, Tenant};
+use crate::store::{Deleted, RunFilter, StoreError};
+
+/// The tenant's run `id`.
+pub(super) fn get(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Option<Found>, StoreError> {
+    Ok(load(conn, id)?.filter(|found| found.run.spec.tenant == *tenant))
+}
+
+/// The tenant's runs that match, youngest first.
+pub(super) fn list(
+    conn: &mut Connection,
+    tenant: &Tenant,
+    filter: &RunFilter,
+    limit: usize,
+) -> Result<Vec<Found>, StoreError> {
+    // Ids first, then the runs: both in one snapshot.
+    let snapshot = conn.transaction()?;
+    let mut ids = Vec::new();
+    if filter.statuses.is_empty() {
+        select(&snapshot, tenant, filter, None, limit, &mut ids)?;
+    }
+    for status in &filter.statuses {
+        select(&snapshot, tenant, filter, Some(*status), limit, &mut ids)?;
+    }
+    ids.sort_unstable_by(|a, b| b.cmp(a));
+    ids.dedup();
+    ids.truncate(limit);
+    ids.into_iter().filter_map(|id| load(&snapshot, id).transpose()).collect()
+}
+
+/// Appends the youngest ids that match, by the index that goes with the status.
+fn select(
+    conn: &Connection,
+    tenant: &Tenant,
+    filter: &RunFilter,
+    status: Option<Status>,
+    limit: usize,
+    ids: &mut Vec<RunId>,
+) -> Result<(), StoreError> {
+    let index = match status {
+        None | Some(Status::Completed) => "runs_by_tenant",
+        Some(Status::Queued) => "runs_queued",
+        Some(
+            Status::Scheduled
+            | Status::Running
+            | Status::Waiting
+            | Status::Failed
+            | Status::Cancelled
+            | Status::Expired,
+        ) => "runs_by_status",
+    };
+    let mut sql = format!("SELECT id FROM runs INDEXED BY {index} WHERE tenant = ?");
+    let mut values = vec![Value::from(tenant.as_str().to_owned())];
+    if let Some(status) = status {
+        // As a literal: SQLite must see that the partial index applies.
+        sql.push_str(&format!(" AND status = '{status}'"));
+    }
+    let mut both = |condition: &str, value: Value| {
+        sql.push_str(condition);
+        values.push(value);
+    };
+    if let Some(before) = filter.before {
+        both(" AND id < ?", before.as_bytes().to_vec().into());
+    }
+    if let Some(agent) = &filter.agent {
+        both(" AND agent = ?", agent.clone().into());
+    }
+    if let Some(after) = filter.created_after {
+        both(" AND created_at >= ?", after.as_millis().into());
+    }
+    if let Some(before) = filter.created_before {
+        both(" AND created_at < ?", before.as_millis().into());
+    }
+    for (key, value) in &filter.metadata {
+        both(
+            " AND EXISTS (SELECT 1 FROM specs, json_each(specs.metadata) label \
+             WHERE specs.run_id = runs.id AND label.key = ?",
+            key.clone().into(),
+        );
+        both(" AND label.value = ?)", value.clone().into());
+    }
+    both(" ORDER BY id DESC LIMIT ?", i64::try_from(limit).unwrap_or(i64::MAX).into());
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        ids.push(run_id(row.get(0)?));
+    }
+    Ok(())
+}
+
+/// Removes a final run with all that belongs to it.
+pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Deleted, StoreError> {
+    let status: Option<String> = conn
+        .prepare_cached("SELECT status FROM runs WHERE id = ? AND tenant = ?")?
+        .query_row(params![id.as_bytes(), tenant.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(status) = status else { return Ok(Deleted::Missing) };
+    match Status::parse(&status) {
+        Some(status) if !status.is_final() => return Ok(Deleted::NotFinal(status)),
+        // A status that nobody can read must not keep the run from being removed.
+        Some(_) | None => {}
+    }
+    // A run that has ended has no timers.
+    for sql in [
+        "DELETE FROM segments WHERE run_id = ?",
+        "DELETE FROM steps WHERE run_id = ?",
+        "DELETE FROM results WHERE run_id = ?",
+        "DELETE FROM commands WHERE run_id = ?",
+        "DELETE FROM idempotency WHERE run_id = ?",
+        "DELETE FROM specs WHERE run_id = ?",
+        "DELETE FROM runs WHERE id = ?",
+    ] {
+        conn.prepare_cached(sql)?.execute([id.as_bytes()])?;
+    }
+    Ok(Deleted::Done)
+}
+
+/// How many runs have each status that is not final.
+pub(super) fn count(conn: &Connection) -> Result<[u64; 4], StoreError> {
+    let mut counts = [0; 4];
+    for (status, count) in COUNTED.into_iter().zip(&mut counts) {
+        let index = if status == Status::Queued { "runs_queued" } else { "runs_by_status" };
+        let sql = format!("SELECT count(*) FROM runs INDEXED BY {index} WHERE status = '{status}'");
+        *count = conn.query_row(&sql, [], |row| row.get::<_, i64>(0)).map(super::rows::unsigned)?;
+    }
+    Ok(counts)
+}
+
+/// The runs that are running, oldest first, with their attempts.
+pub(super) fn running(conn: &Connection) -> Result<Vec<(RunId, u32)>, StoreError> {
+    let mut statement =
+        conn.prepare("SELECT id, attempt FROM runs INDEXED BY runs_by_status WHERE status = 'running'")?;
+    let rows = statement.query_map([], |row| Ok((run_id(row.get(0)?), row.get(1)?)))?;
+    let mut running = rows.collect::<Result<Vec<_>, _>>()?;
+    running.sort_unstable();
+    Ok(running)
+}

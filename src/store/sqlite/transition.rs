@@ -1,0 +1,141 @@
+//! What happens to runs that nobody executes.
+
+use rusqlite::{Connection, params};
+
+use super::log::{self, NewSegment};
+use super::rows::{Binder, Documents, Found, load, state_columns};
+use super::timers::{self, Armed};
+use super::writer::Writer;
+use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
+use crate::store::{Changed, StoreError, Transition};
+
+/// [`Transition`], with the documents of its run as text.
+pub(super) enum Outcome {
+    Done(Box<(Changed, Documents)>),
+    Handed(Box<Found>),
+    Rejected(Box<Found>, Rejection),
+    Missing,
+}
+
+impl Outcome {
+    /// The outcome with the documents of its run.
+    pub(super) fn complete(self) -> Result<Transition, StoreError> {
+        Ok(match self {
+            Self::Done(done) => {
+                let (Changed { run, segment, effects }, documents) = *done;
+                Transition::Done(Box::new(Changed { run: documents.complete(run)?, segment, effects }))
+            }
+            Self::Handed(found) => Transition::Handed(Box::new(found.into_stored()?)),
+            Self::Rejected(found, rejection) => Transition::Rejected(Box::new(found.into_stored()?), rejection),
+            Self::Missing => Transition::Missing,
+        })
+    }
+}
+
+/// Lets the machine decide `command` for run `id`.
+pub(super) fn transition(
+    writer: &mut Writer,
+    tenant: Option<&Tenant>,
+    id: RunId,
+    command: &Command,
+    now: Timestamp,
+) -> Result<Outcome, StoreError> {
+    let found = load(writer.conn(), id)?.filter(|found| tenant.is_none_or(|tenant| found.run.spec.tenant == *tenant));
+    let Some(mut found) = found else { return Ok(Outcome::Missing) };
+    if found.run.status != Status::Running {
+        return decide(writer, found, command, now);
+    }
+    if *command != Command::Cancel {
+        return Ok(Outcome::Rejected(Box::new(found), Rejection::NotNow(Status::Running)));
+    }
+    writer
+        .conn()
+        .prepare_cached("INSERT OR IGNORE INTO commands (run_id, kind, created_at) VALUES (?, 'cancel', ?)")?
+        .execute(params![id.as_bytes(), now.as_millis()])?;
+    found.cancel_requested = true;
+    Ok(Outcome::Handed(Box::new(found)))
+}
+
+/// Gives up the attempts of up to `limit` runs that nobody owns.
+pub(super) fn recover(writer: &mut Writer, now: Timestamp, limit: usize) -> Result<Vec<Outcome>, StoreError> {
+    let mut outcomes = Vec::new();
+    while outcomes.len() < limit
+        && let Some((id, attempt)) = writer.adopt()
+    {
+        // One run that cannot be read must not keep all others from going on.
+        let found = match load(writer.conn(), id) {
+            Ok(found) => found,
+            Err(error @ StoreError::Corrupt(_)) => {
+                tracing::error!(run = %id, %error, "a run cannot be recovered");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(found) = found.filter(|found| found.run.status == Status::Running && found.run.attempt == attempt)
+        else {
+            continue;
+        };
+        outcomes.push(crash(writer, found, attempt, now)?);
+    }
+    Ok(outcomes)
+}
+
+/// Gives up attempt `attempt` of run `id`, if it is the one that is running.
+pub(super) fn give_up(writer: &mut Writer, id: RunId, attempt: u32, now: Timestamp) -> Result<Outcome, StoreError> {
+    match load(writer.conn(), id)? {
+        Some(found) => crash(writer, found, attempt, now),
+        None => Ok(Outcome::Missing),
+    }
+}
+
+/// Gives up an attempt: by the cancel that waits for the run, or as a crash.
+fn crash(writer: &mut Writer, found: Found, attempt: u32, now: Timestamp) -> Result<Outcome, StoreError> {
+    let cancel = found.cancel_requested && found.run.attempt == attempt;
+    let command = if cancel { Command::Cancel } else { Command::Crash { attempt } };
+    decide(writer, found, &command, now)
+}
+
+fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) -> Result<Outcome, StoreError> {
+    let context = Context { now, next_seq: found.reserved_seq + 1 };
+    let decision = match found.run.decide(command, &context) {
+        Ok(decision) => decision,
+        Err(rejection) => return Ok(Outcome::Rejected(Box::new(found), rejection)),
+    };
+    let Found { mut run, commit_number, documents, .. } = found;
+    let (from, armed) = (run.status, Armed::of(&run));
+    let segment = apply(&mut run, &decision.events, context);
+    let (conn, id) = (writer.conn(), run.spec.id);
+    update(conn, &run, commit_number)?;
+    log::append(conn, id, &NewSegment::new(&segment))?;
+    timers::follow(conn, armed, &run)?;
+    if run.status.is_final() {
+        forget_commands(conn, id)?;
+    }
+    writer.moved(Some(from), run.status);
+    Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents))))
+}
+
+/// Applies events to a run, numbered from the context's; returns them encoded.
+pub(super) fn apply(run: &mut Run, events: &[Event], context: Context) -> Segment {
+    for (event, seq) in events.iter().zip(context.next_seq..) {
+        run.apply(event, seq, context.now);
+    }
+    Segment::encode(context.next_seq, events, context.now)
+}
+
+fn update(conn: &Connection, run: &Run, commit_number: u64) -> Result<(), StoreError> {
+    let mut statement =
+        conn.prepare_cached(concat!("UPDATE runs SET status = ?, ", state_columns!(), " WHERE id = ?"))?;
+    let mut binder = Binder::new(&mut statement);
+    binder.bind(run.status.as_str())?;
+    binder.bind_state(run, run.last_seq, commit_number)?;
+    binder.bind(run.spec.id.as_bytes())?;
+    binder.execute()?;
+    Ok(())
+}
+
+/// Removes the commands of a run that has ended.
+pub(super) fn forget_commands(conn: &Connection, id: RunId) -> Result<(), StoreError> {
+    conn.prepare_cached("DELETE FROM commands WHERE run_id = ?")?.execute([id.as_bytes()])?;
+    Ok(())
+}

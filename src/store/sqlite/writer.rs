@@ -1,0 +1,138 @@
+//! The one thread that writes: everything that waits goes into one transaction (group commit).
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+use super::jobs::{Gate, Job, Message};
+use crate::run::{RunId, Status};
+use crate::store::StoreError;
+
+/// At most so many jobs share a transaction. Bounds how long the first of them waits.
+const BATCH: usize = 512;
+
+/// How many runs have each status that is not final, as of the last commit.
+pub(super) type Counts = Mutex<[u64; 4]>;
+
+/// Where a status is counted.
+pub(super) const COUNTED: [Status; 4] = [Status::Scheduled, Status::Queued, Status::Running, Status::Waiting];
+
+/// What jobs write with.
+pub(super) struct Writer {
+    conn: Connection,
+    committed: [u64; 4],
+    pending: Pending,
+    /// The runs that were running when the store was opened, and their attempts: nobody owns them.
+    orphans: Vec<(RunId, u32)>,
+    /// So many of them are taken care of.
+    adopted: usize,
+}
+
+/// What the current transaction changes in memory. It counts once the transaction is committed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pending {
+    counts: [i64; 4],
+    adopted: usize,
+}
+
+impl Writer {
+    /// A writer on `conn`.
+    pub(super) fn new(conn: Connection, counts: [u64; 4], orphans: Vec<(RunId, u32)>) -> Self {
+        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0 }
+    }
+
+    /// The connection, within a transaction and a savepoint.
+    pub(super) fn conn(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// Counts a run that goes from one status to another. None: it did not exist.
+    pub(super) fn moved(&mut self, from: Option<Status>, to: Status) {
+        for (status, pending) in COUNTED.iter().zip(&mut self.pending.counts) {
+            *pending += i64::from(*status == to) - i64::from(Some(*status) == from);
+        }
+    }
+
+    /// How many runs wait for a time or a worker.
+    pub(super) fn waiting(&self) -> u64 {
+        let now = self.counts();
+        now[0] + now[1]
+    }
+
+    /// The next run that nobody owns, with its attempt.
+    pub(super) fn adopt(&mut self) -> Option<(RunId, u32)> {
+        let orphan = self.orphans.get(self.adopted + self.pending.adopted).copied();
+        self.pending.adopted += usize::from(orphan.is_some());
+        orphan
+    }
+
+    fn counts(&self) -> [u64; 4] {
+        std::array::from_fn(|at| self.committed[at].saturating_add_signed(self.pending.counts[at]))
+    }
+
+    fn begin(&mut self) -> Result<(), StoreError> {
+        self.pending = Pending::default();
+        self.execute("BEGIN IMMEDIATE")
+    }
+
+    /// Runs one job in its own savepoint. An error means that the whole transaction is lost.
+    fn item(&mut self, job: &mut dyn Job<Self>) -> Result<(), StoreError> {
+        self.execute("SAVEPOINT item")?;
+        let before = self.pending;
+        if let Err(error) = job.run(self) {
+            // A full disk, for one, may make SQLite give up the whole transaction by itself.
+            if self.conn.is_autocommit() {
+                return Err(error);
+            }
+            self.pending = before;
+            self.execute("ROLLBACK TO item")?;
+        }
+        self.execute("RELEASE item")
+    }
+
+    fn end(&mut self, outcome: Result<(), StoreError>) -> Result<(), StoreError> {
+        let outcome = outcome.and_then(|()| self.execute("COMMIT"));
+        if outcome.is_ok() {
+            self.committed = self.counts();
+            self.adopted += self.pending.adopted;
+        } else if !self.conn.is_autocommit()
+            && let Err(error) = self.execute("ROLLBACK")
+        {
+            tracing::error!(%error, "a transaction could not be rolled back");
+        }
+        outcome
+    }
+
+    fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.conn.prepare_cached(sql)?.execute([])?;
+        Ok(())
+    }
+}
+
+/// Runs jobs until the gate is closed.
+pub(super) fn run(writer: &mut Writer, work: &Receiver<Message<Writer>>, gate: &Gate<Writer>, counts: &Counts) {
+    let mut jobs = Vec::with_capacity(BATCH);
+    let mut stopped = false;
+    while !stopped && let Ok(Message::Work(first)) = work.recv() {
+        let mut outcome = writer.begin();
+        let mut next = Some(first);
+        // What arrives while the batch runs still joins it.
+        while let Some(mut job) = next.take() {
+            outcome = outcome.and_then(|()| writer.item(&mut *job));
+            jobs.push(job);
+            if jobs.len() < BATCH && outcome.is_ok() {
+                match work.try_recv() {
+                    Ok(Message::Work(job)) => next = Some(job),
+                    Ok(Message::Stop) => stopped = true,
+                    Err(_) => {}
+                }
+            }
+        }
+        let outcome = writer.end(outcome);
+        *counts.lock() = writer.committed;
+        gate.finished(jobs.len());
+        for job in jobs.drain(..) {
+            job.answer(outcome.as_ref().err());
+        }
+    }
+}

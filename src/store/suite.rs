@@ -1,0 +1,102 @@
+//! What every store must do, written once against the contract. Each adapter's tests expand the suite
+//! to one named test a case: `store_suite!(sqlite, Harness::fresh())`.
+
+mod claiming;
+mod committing;
+mod creating;
+mod history;
+pub(crate) mod kit;
+mod moving;
+mod reading;
+mod recovering;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::RunStore;
+
+pub(crate) use claiming::*;
+pub(crate) use committing::*;
+pub(crate) use creating::*;
+pub(crate) use history::*;
+pub(crate) use moving::*;
+pub(crate) use reading::*;
+pub(crate) use recovering::*;
+
+/// A store of its own for each case.
+#[async_trait]
+pub(crate) trait Harness: Send {
+    /// The store as it is open now.
+    fn store(&self) -> Arc<dyn RunStore>;
+
+    /// Opens the data again as it would be found after `kill -9` at this moment.
+    async fn restart(&mut self) -> Arc<dyn RunStore>;
+}
+
+/// Expands to a module with a test for each case. `$fresh` makes a [`Harness`] over an empty store.
+macro_rules! store_suite {
+    ($name:ident, $fresh:expr) => {
+        crate::store::suite::store_suite! { @cases $name, $fresh;
+            a_run_is_found_as_it_was_created
+            a_scheduled_run_is_found_as_it_was_created
+            a_key_finds_the_run_of_the_first_request
+            a_key_with_another_body_is_refused
+            keys_are_per_tenant_and_route
+            of_many_requests_with_one_key_one_creates_a_run
+            a_forgotten_key_is_free_again
+            no_more_runs_are_accepted_than_may_wait
+            one_bad_creation_in_a_burst_fails_alone
+            a_retry_takes_over_the_finished_steps
+            a_retry_of_steps_that_are_gone_creates_nothing
+            claims_go_by_priority_then_age
+            only_known_agents_and_versions_are_claimed
+            no_run_is_claimed_twice
+            a_claim_writes_what_it_returns
+            a_claim_takes_the_time_to_live_away
+            commits_are_written_in_order
+            a_run_is_found_as_it_ended
+            an_older_attempt_is_fenced_off
+            a_commit_whose_answer_was_lost_is_done
+            a_commit_out_of_turn_is_fenced_off
+            a_cancel_stops_a_finish_and_no_token
+            a_stale_finish_is_fenced_off_though_a_cancel_waits
+            a_failed_attempt_waits_for_its_timer
+            a_released_run_can_be_claimed_at_once
+            a_run_that_waits_can_be_cancelled
+            a_cancel_of_a_running_run_is_kept_for_its_owner
+            every_other_command_to_a_running_run_is_rejected
+            nothing_moves_a_run_that_has_ended
+            a_run_that_is_not_there_is_missing
+            a_run_expires_with_all_its_timers
+            a_stale_timer_changes_nothing_and_can_be_dropped
+            timers_are_listed_in_order_and_by_pages
+            runs_are_listed_by_stable_pages
+            runs_are_listed_by_each_filter
+            a_log_can_be_read_from_every_number
+            a_deleted_run_leaves_nothing
+            only_runs_that_have_ended_are_deleted
+            everything_survives_a_restart
+            a_run_without_owner_gets_another_attempt
+            a_run_that_kills_its_workers_fails
+            a_cancel_that_waited_is_carried_out
+            runs_are_recovered_by_portions_and_once
+            runs_claimed_after_the_start_are_left_alone
+            an_attempt_that_lost_its_owner_is_given_up
+            counts_match_a_scan_after_any_history
+            a_closed_store_refuses_everything
+        }
+    };
+    (@cases $name:ident, $fresh:expr; $($case:ident)*) => {
+        mod $name {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    crate::store::suite::$case(&mut $fresh).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use store_suite;

@@ -1,0 +1,193 @@
+//! What the owners of running runs write.
+
+use serde_json::json;
+
+use super::Harness;
+use super::kit::*;
+use crate::run::{Command, Event, Retry, RunError, Status};
+use crate::store::{Committed, TimerKey, TimerKind, Transition};
+
+pub(crate) async fn commits_are_written_in_order(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let tokens = owner.tokens(&["a", "b"]);
+    commit(&*store, tokens).await;
+    owner.reserved_seq = 500;
+    let step = owner.step();
+    commit(&*store, step).await;
+    // A commit may raise the reservation only.
+    owner.reserved_seq = 900;
+    let mut empty = owner.events(&[], now());
+    empty.segment = None;
+    commit(&*store, empty).await;
+    let stored = get(&*store, id(1)).await;
+    assert_eq!((stored.run, stored.reserved_seq), (owner.run, 900));
+    let kinds: Vec<_> = log(&*store, id(1)).await.into_iter().map(|(_, kind)| kind).collect();
+    let expected = ["run.created", "run.queued", "run.started", "message.delta", "message.delta", "step.completed"];
+    assert_eq!(kinds, expected);
+}
+
+pub(crate) async fn a_run_is_found_as_it_ended(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let step = owner.step();
+    commit(&*store, step).await;
+    let complete = owner.complete();
+    commit(&*store, complete).await;
+    let stored = get(&*store, id(1)).await;
+    assert_eq!(stored.run, owner.run);
+    assert_eq!(stored.run.output, Some(json!({"text": "done", "numbers": [1, 2.5, null]})));
+    assert_eq!(stored.reserved_seq, stored.run.last_seq, "what was reserved beyond is given back");
+
+    let mut owner = Owner::of_new(&*store, 2).await;
+    let fail = owner.fail(Retry::Never);
+    commit(&*store, fail).await;
+    let stored = get(&*store, id(2)).await;
+    assert_eq!(stored.run, owner.run);
+    let error = RunError { code: "provider_error".into(), message: "it said \"no\"".into() };
+    assert_eq!(stored.run.error, Some(error));
+}
+
+pub(crate) async fn an_older_attempt_is_fenced_off(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut old = Owner::of_new(&*store, 1).await;
+    let mut gone = old.clone();
+    let release = old.decide(&Command::Release { attempt: 1 });
+    commit(&*store, release).await;
+    // The number is the next one: only the status tells.
+    gone.number = 1;
+    let late = gone.tokens(&["late"]);
+    assert_eq!(store.commit(late).await.unwrap(), Committed::Fenced);
+
+    let mut new = Owner::next(&*store).await;
+    assert_eq!(new.run.attempt, 2);
+    // The same number as one of the old attempt's commits.
+    let first = new.tokens(&["again"]);
+    commit(&*store, first).await;
+    let before = (get(&*store, id(1)).await, log(&*store, id(1)).await);
+    for number in [0, 1] {
+        gone.number = number;
+        for commit in [gone.clone().tokens(&["late"]), gone.clone().step(), gone.clone().complete()] {
+            assert_eq!(store.commit(commit).await.unwrap(), Committed::Fenced);
+        }
+    }
+    assert_eq!((get(&*store, id(1)).await, log(&*store, id(1)).await), before);
+
+    let mut nobodys = new;
+    nobodys.run.spec = std::sync::Arc::new(spec(99));
+    let unknown = nobodys.tokens(&["x"]);
+    assert_eq!(store.commit(unknown).await.unwrap(), Committed::Fenced);
+}
+
+pub(crate) async fn a_commit_whose_answer_was_lost_is_done(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let makes: [fn(&mut Owner) -> crate::store::Commit; 3] =
+        [|owner| owner.tokens(&["a"]), Owner::step, |owner| owner.fail(after(5))];
+    for make in makes {
+        let made = make(&mut owner);
+        commit(&*store, made.clone()).await;
+        let written = (get(&*store, id(1)).await, log(&*store, id(1)).await, timers(&*store).await);
+        commit(&*store, made).await;
+        let again = (get(&*store, id(1)).await, log(&*store, id(1)).await, timers(&*store).await);
+        assert_eq!(again, written, "it is written once");
+    }
+    assert_eq!(store.counts().await.unwrap()[&Status::Scheduled], 1);
+}
+
+pub(crate) async fn a_commit_out_of_turn_is_fenced_off(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let tokens = owner.tokens(&["a"]);
+    commit(&*store, tokens).await;
+    let before = (get(&*store, id(1)).await, log(&*store, id(1)).await);
+    for number in [1, 7] {
+        // It will be number 2 or 8: the first is next, the second is not.
+        let mut other = Owner { number, ..owner.clone() };
+        let (tokens, complete) = (other.tokens(&["b"]), other.complete());
+        if number == 7 {
+            assert_eq!(store.commit(tokens).await.unwrap(), Committed::Fenced);
+        }
+        assert_eq!(store.commit(complete).await.unwrap(), Committed::Fenced);
+    }
+    assert_eq!((get(&*store, id(1)).await, log(&*store, id(1)).await), before);
+}
+
+pub(crate) async fn a_cancel_stops_a_finish_and_no_token(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let handed = transition(&*store, id(1), Command::Cancel, now()).await;
+    assert!(matches!(handed, Transition::Handed(_)));
+    let (tokens, step) = (owner.tokens(&["a"]), owner.step());
+    commit(&*store, tokens).await;
+    commit(&*store, step).await;
+    let before = (get(&*store, id(1)).await, log(&*store, id(1)).await);
+    let finishes = [
+        owner.clone().complete(),
+        owner.clone().fail(Retry::Never),
+        owner.clone().fail(after(5)),
+        owner.clone().decide(&Command::Release { attempt: 1 }),
+    ];
+    for finish in finishes {
+        assert_eq!(store.commit(finish).await.unwrap(), Committed::CancelWaits);
+    }
+    assert_eq!((get(&*store, id(1)).await, log(&*store, id(1)).await), before);
+    assert!(before.0.cancel_requested);
+
+    let cancel = owner.decide(&Command::Cancel);
+    commit(&*store, cancel.clone()).await;
+    let stored = get(&*store, id(1)).await;
+    assert_eq!((stored.run.status, stored.cancel_requested), (Status::Cancelled, false));
+    commit(&*store, cancel).await;
+}
+
+pub(crate) async fn a_stale_finish_is_fenced_off_though_a_cancel_waits(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let mut gone = owner.clone();
+    let release = owner.decide(&Command::Release { attempt: 1 });
+    commit(&*store, release).await;
+    Owner::next(&*store).await;
+    transition(&*store, id(1), Command::Cancel, now()).await;
+    let (mut same_number, late) = (gone.clone(), gone.complete());
+    same_number.number = 7;
+    assert_eq!(store.commit(late).await.unwrap(), Committed::Fenced);
+    assert_eq!(store.commit(same_number.complete()).await.unwrap(), Committed::Fenced);
+}
+
+pub(crate) async fn a_failed_attempt_waits_for_its_timer(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let step = owner.step();
+    commit(&*store, step).await;
+    let fail = owner.fail(after(5));
+    commit(&*store, fail).await;
+    let stored = get(&*store, id(1)).await;
+    assert_eq!((stored.run.status, &stored.run), (Status::Scheduled, &owner.run));
+    assert_eq!(stored.reserved_seq, stored.run.last_seq);
+    let due = seconds(1_005);
+    assert_eq!(timers(&*store).await, [TimerKey { due, run: id(1), kind: TimerKind::Due(1) }]);
+
+    let fired = done(transition(&*store, id(1), Command::Fire { timer: 1 }, due).await);
+    assert_eq!(fired.run.status, Status::Queued);
+    assert_eq!(timers(&*store).await, []);
+    let claimed = claim(&*store, 1).await.pop().unwrap();
+    assert_eq!((claimed.run.attempt, claimed.run.failures), (2, 1));
+    assert_eq!(claimed.steps, [step_record(1)]);
+    let mut second = Owner::from(claimed);
+    let tokens = second.tokens(&["again"]);
+    commit(&*store, tokens).await;
+}
+
+pub(crate) async fn a_released_run_can_be_claimed_at_once(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    let tokens = owner.events(&[Event::MessageDelta { text: "a".into() }], now());
+    commit(&*store, tokens).await;
+    let release = owner.decide(&Command::Release { attempt: 1 });
+    commit(&*store, release).await;
+    let again = Owner::next(&*store).await;
+    assert_eq!((again.run.attempt, again.run.failures, again.run.crashes), (2, 0, 0));
+    let numbers: Vec<_> = log(&*store, id(1)).await.into_iter().map(|(seq, _)| seq).collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+}

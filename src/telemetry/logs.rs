@@ -1,0 +1,19 @@
+//! Where log lines go: standard error, as text or as JSON.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+/// Sends log lines that pass `directives` (the syntax of `EnvFilter`) to standard error. Does nothing
+/// when the process has a subscriber already. The error says what is wrong with the directives.
+pub fn init(directives: &str, json: bool) -> Result<(), String> {
+    let filter = EnvFilter::try_new(directives).map_err(|error| format!("log.level: {error}"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let set = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    // An embedding service's own subscriber stays.
+    set.unwrap_or_default();
+    Ok(())
+}

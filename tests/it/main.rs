@@ -1,0 +1,13 @@
+//! Drives the real binary over HTTP: every promise of the product, checked from outside.
+
+#![cfg(test)]
+
+mod api;
+mod cancel;
+mod config;
+mod harness;
+mod lifecycle;
+mod model;
+mod refuse;
+mod stream;
+mod survive;
