@@ -1,6 +1,7 @@
 //! The composition root: the only file that names concrete adapters. Start order and drain order are
 //! here.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::model::{ModelAgent, ModelAgentOptions};
 use crate::agent::providers::Provider;
-use crate::agent::providers::openai::{OpenAi, OpenAiOptions};
+use crate::agent::providers::openai::{InvalidProvider, OpenAi, OpenAiOptions};
 use crate::agent::scripted::ScriptedAgent;
 use crate::agent::{Agent, AgentCard, Agents};
 use crate::api::{self, Access, ApiSettings, ApiState, ModelCard};
@@ -76,10 +77,12 @@ pub enum StartError {
 }
 
 fn hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => "; is another runcast running? choose another address with --listen",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
-        _ => "",
+    if source.kind() == io::ErrorKind::AddrInUse {
+        "; is another runcast running? choose another address with --listen"
+    } else if source.kind() == io::ErrorKind::PermissionDenied {
+        "; ports below 1024 need privileges"
+    } else {
+        ""
     }
 }
 
@@ -213,6 +216,8 @@ pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &En
         .max_connections(config.server.max_connections)
         .client_request_timeout(config.server.request_timeout)
         .keep_alive(config.server.keep_alive)
+        // A token does not wait for the acknowledgement of the one before.
+        .tcp_nodelay(true)
         // A viewer that has hung up is noticed at once, not at the next write.
         .h1_allow_half_closed(false)
         // By then the streams have ended.
@@ -305,27 +310,22 @@ fn open_sqlite(config: &Config, path: &Path) -> Result<SqliteStore, StartError> 
 fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, String> {
     let mut agents = Agents::default();
     agents.register(Arc::new(ScriptedAgent::new("scripted")))?;
-    let mut providers = std::collections::BTreeMap::new();
-    for (name, provider) in &config.providers {
-        let built: Arc<dyn Provider> = match provider.protocol {
-            Protocol::OpenAi => Arc::new(
-                OpenAi::new(OpenAiOptions {
-                    name: name.clone(),
-                    base_url: provider.base_url.clone(),
-                    api_key: provider.api_key.clone(),
-                    connect_timeout: provider.connect_timeout,
-                    first_token_timeout: provider.first_token_timeout,
-                    idle_timeout: provider.idle_timeout,
-                })
-                .map_err(|error| format!("provider {name}: {error}"))?,
-            ),
-        };
-        providers.insert(name.as_str(), built);
-    }
+    // Only those that agents use: what nobody uses need not work.
+    let mut providers: BTreeMap<&str, Arc<dyn Provider>> = BTreeMap::new();
+    let mut provider = |name| -> Result<Arc<dyn Provider>, String> {
+        if let Some(built) = providers.get(name) {
+            return Ok(Arc::clone(built));
+        }
+        let (name, settings) =
+            config.providers.get_key_value(name).ok_or_else(|| format!("there is no provider {name}"))?;
+        let built = build_provider(name, settings).map_err(|error| format!("provider {name}: {error}"))?;
+        providers.insert(name, Arc::clone(&built));
+        Ok(built)
+    };
     if let Some(model) = assistant_model(config) {
         let mut options = ModelAgentOptions::new("assistant", model);
         options.description = "A helpful assistant on the model that the environment names.".to_owned();
-        agents.register(Arc::new(ModelAgent::new(options, Arc::clone(&providers["openai"]))))?;
+        agents.register(Arc::new(ModelAgent::new(options, provider("openai")?)))?;
     }
     for (name, agent) in &config.agents {
         let built: Arc<dyn Agent> = match (agent.kind, &agent.model) {
@@ -340,9 +340,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
                 }))
             }
             (AgentKind::Model, Some(model)) => {
-                let provider = providers
-                    .get(model.provider.as_str())
-                    .ok_or_else(|| format!("agent {name}: there is no provider {}", model.provider))?;
+                let provider = provider(&model.provider).map_err(|error| format!("agent {name}: {error}"))?;
                 let mut options = ModelAgentOptions::new(name, &model.model);
                 options.version.clone_from(&agent.version);
                 options.description.clone_from(&agent.description);
@@ -351,7 +349,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
                 options.max_tokens = agent.max_tokens;
                 options.timeout = agent.timeout;
                 options.max_attempts = agent.max_attempts;
-                Arc::new(ModelAgent::new(options, Arc::clone(provider)))
+                Arc::new(ModelAgent::new(options, provider))
             }
             (AgentKind::Model, None) => return Err(format!("agent {name}: agents of kind model need a model")),
         };
@@ -361,6 +359,19 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
         agents.register(agent)?;
     }
     Ok(agents)
+}
+
+fn build_provider(name: &str, settings: &config::Provider) -> Result<Arc<dyn Provider>, InvalidProvider> {
+    match settings.protocol {
+        Protocol::OpenAi => Ok(Arc::new(OpenAi::new(OpenAiOptions {
+            name: name.to_owned(),
+            base_url: settings.base_url.clone(),
+            api_key: settings.api_key.clone(),
+            connect_timeout: settings.connect_timeout,
+            first_token_timeout: settings.first_token_timeout,
+            idle_timeout: settings.idle_timeout,
+        })?)),
+    }
 }
 
 /// The model of the agent `assistant`, which is there as soon as the environment names a provider.
@@ -376,7 +387,7 @@ fn assistant_model(config: &Config) -> Option<String> {
 
 /// The models that the configuration names, with what they lack.
 fn models(config: &Config) -> Vec<ModelCard> {
-    let mut models = std::collections::BTreeSet::new();
+    let mut models = BTreeSet::new();
     for (provider, settings) in &config.providers {
         models.extend(settings.models.iter().map(|model| (provider.as_str(), model.clone())));
     }

@@ -66,7 +66,8 @@ pub struct ModelAgent {
 #[serde(default, deny_unknown_fields)]
 struct Params {
     temperature: Option<f64>,
-    max_tokens: Option<u32>,
+    /// A float because to JSON Schema 5.0 is an integer too.
+    max_tokens: Option<f64>,
 }
 
 impl ModelAgent {
@@ -91,7 +92,7 @@ impl ModelAgent {
             model: self.options.model.clone(),
             messages: system.chain(said).collect(),
             temperature: params.temperature.or(self.options.temperature),
-            max_tokens: params.max_tokens.or(self.options.max_tokens),
+            max_tokens: params.max_tokens.map(|number| number as u32).or(self.options.max_tokens),
         })
     }
 
@@ -167,5 +168,191 @@ impl Agent for ModelAgent {
             _ => "finished",
         };
         Ok(Answer { outcome: outcome.to_owned(), ..Answer::finished(text) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use futures_util::future::BoxFuture;
+    use futures_util::{StreamExt, stream};
+    use parking_lot::Mutex;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::agent::providers::Pieces;
+    use crate::agent::{Agents, Push, Sink, Stopped};
+    use crate::run::{Event, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
+
+    /// Says the same to everyone, and keeps what it was asked.
+    struct Fake {
+        pieces: Vec<Result<Piece, AgentError>>,
+        asked: Mutex<Vec<Chat>>,
+    }
+
+    #[async_trait]
+    impl Provider for Fake {
+        fn name(&self) -> &str {
+            "fake"
+        }
+
+        async fn chat(&self, chat: Chat) -> Result<Pieces, AgentError> {
+            self.asked.lock().push(chat);
+            Ok(stream::iter(self.pieces.clone()).boxed())
+        }
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        events: Mutex<Vec<Event>>,
+        steps: Mutex<Vec<StepRecord>>,
+    }
+
+    impl Sink for Seen {
+        fn push(&self, event: Event) -> Push {
+            self.events.lock().push(event);
+            Push::Shown
+        }
+
+        fn room(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
+            self.steps.lock().push(record);
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    fn fake(pieces: impl IntoIterator<Item = Result<Piece, AgentError>>) -> Arc<Fake> {
+        Arc::new(Fake { pieces: pieces.into_iter().collect(), asked: Mutex::default() })
+    }
+
+    fn agent(provider: Arc<Fake>) -> ModelAgent {
+        let mut options = ModelAgentOptions::new("helper", "small/v1");
+        options.system = Some("Be brief.".to_owned());
+        options.temperature = Some(0.5);
+        options.max_tokens = Some(9);
+        ModelAgent::new(options, provider)
+    }
+
+    fn context(input: Input, params: Value, steps: Vec<StepRecord>) -> (RunContext, Arc<Seen>) {
+        let Value::Object(params) = params else { panic!("params are an object") };
+        let spec = Spec {
+            id: RunId::from_uuid(Uuid::nil()),
+            tenant: Tenant::default(),
+            agent: "helper".to_owned(),
+            agent_version: "1".to_owned(),
+            input,
+            params,
+            priority: 0,
+            ttl_at: None,
+            timeout_ms: 1_000,
+            max_attempts: 1,
+            on_disconnect: OnDisconnect::Continue,
+            metadata: BTreeMap::new(),
+            retry_of: None,
+            correlation_id: None,
+            created_at: Timestamp::from_millis(0),
+        };
+        let seen = Arc::new(Seen::default());
+        (RunContext::new(Arc::new(spec), 1, steps, seen.clone()), seen)
+    }
+
+    fn message(role: Role, content: &str) -> Message {
+        Message { role, content: content.to_owned() }
+    }
+
+    fn text(text: &str) -> Result<Piece, AgentError> {
+        Ok(Piece::Text(text.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_shown_as_it_arrives_and_kept_as_a_step() {
+        let usage = Usage { input_tokens: 3, output_tokens: 2, estimated: false };
+        let provider = fake([
+            Ok(Piece::Reasoning("hm".to_owned())),
+            text("Hel"),
+            text("lo"),
+            Ok(Piece::Finish("stop".to_owned())),
+            Ok(Piece::Usage(usage)),
+        ]);
+        let (context, seen) = context(Input::Text("Hi".to_owned()), json!({"max_tokens": 5.0}), Vec::new());
+        assert_eq!(agent(provider.clone()).run(context).await, Ok(Answer::finished("Hello")));
+        let events = [
+            Event::StepStarted { step: 1, kind: StepKind::Model, name: "fake/small/v1".to_owned() },
+            Event::ReasoningDelta { text: "hm".to_owned() },
+            Event::MessageDelta { text: "Hel".to_owned() },
+            Event::MessageDelta { text: "lo".to_owned() },
+            Event::MessageCompleted { message: message(Role::Assistant, "Hello") },
+        ];
+        assert_eq!(*seen.events.lock(), events);
+        let step = StepRecord {
+            step: 1,
+            kind: StepKind::Model,
+            name: "fake/small/v1".to_owned(),
+            result: json!({"text": "Hello", "finish_reason": "stop"}),
+            usage,
+        };
+        assert_eq!(*seen.steps.lock(), [step]);
+        let asked = Chat {
+            model: "small/v1".to_owned(),
+            messages: vec![message(Role::System, "Be brief."), message(Role::User, "Hi")],
+            temperature: Some(0.5),
+            max_tokens: Some(5),
+        };
+        assert_eq!(*provider.asked.lock(), [asked]);
+    }
+
+    #[tokio::test]
+    async fn usage_that_is_not_reported_is_estimated_and_a_limit_is_an_outcome() {
+        let provider = fake([text("Hello"), Ok(Piece::Finish("length".to_owned()))]);
+        let conversation = vec![message(Role::User, "a"), message(Role::Assistant, "b"), message(Role::User, "c")];
+        let (context, seen) = context(Input::Messages(conversation.clone()), json!({}), Vec::new());
+        let answer = agent(provider.clone()).run(context).await.unwrap();
+        assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
+        assert_eq!(provider.asked.lock()[0].messages[1..], conversation);
+        assert_eq!(seen.steps.lock()[0].usage, Usage { input_tokens: 3, output_tokens: 2, estimated: true });
+    }
+
+    #[tokio::test]
+    async fn a_kept_step_is_not_made_again() {
+        let step = StepRecord {
+            step: 1,
+            kind: StepKind::Model,
+            name: "fake/small/v1".to_owned(),
+            result: json!({"text": "Hello", "finish_reason": "length"}),
+            usage: Usage::default(),
+        };
+        let provider = fake([]);
+        let (context, seen) = context(Input::Text("Hi".to_owned()), json!({}), vec![step]);
+        let answer = agent(provider.clone()).run(context).await.unwrap();
+        assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
+        assert!(provider.asked.lock().is_empty() && seen.events.lock().is_empty() && seen.steps.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_not_kept() {
+        let cut = AgentError::transient("provider_stream_cut", "cut");
+        let provider = fake([text("Hel"), Err(cut.clone())]);
+        let (context, seen) = context(Input::Text("Hi".to_owned()), json!({}), Vec::new());
+        assert_eq!(agent(provider).run(context).await, Err(cut));
+        assert!(seen.steps.lock().is_empty());
+    }
+
+    #[test]
+    fn params_have_bounds() {
+        let mut agents = Agents::default();
+        agents.register(Arc::new(agent(fake([])))).unwrap();
+        for (params, fits) in [
+            (json!({"temperature": 0, "max_tokens": 1}), true),
+            (json!({"temperature": 2.1}), false),
+            (json!({"max_tokens": 0}), false),
+            (json!({"model": "large"}), false),
+        ] {
+            let checked = agents.check_params("helper", params.as_object().unwrap());
+            assert_eq!(checked.is_ok(), fits, "{params}");
+        }
     }
 }

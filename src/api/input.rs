@@ -32,13 +32,13 @@ pub(super) async fn json<T: DeserializeOwned>(
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        match inner.classify() {
-            serde_json::error::Category::Data if path == "." => match named_field(&inner) {
-                Some(field) => Problem::field(field, inner.to_string()),
-                None => Problem::new(Code::InvalidField, inner.to_string()),
-            },
-            serde_json::error::Category::Data => Problem::field(path, inner.to_string()),
-            _ => Problem::new(Code::InvalidJson, format!("the body is not JSON: {inner}")),
+        if !inner.is_data() {
+            return Problem::new(Code::InvalidJson, format!("the body is not JSON: {inner}"));
+        }
+        match named_field(&inner) {
+            _ if path != "." => Problem::field(path, inner.to_string()),
+            Some(field) => Problem::field(field, inner.to_string()),
+            None => Problem::new(Code::InvalidField, inner.to_string()),
         }
     })?;
     deserializer.end().map_err(|error| Problem::new(Code::InvalidJson, format!("the body is not JSON: {error}")))?;

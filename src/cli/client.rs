@@ -125,10 +125,16 @@ impl Client {
     pub(super) fn new(url: &str, key: &KeyFlag) -> Result<Self, ClientError> {
         let parsed = base_url(url)?;
         let host = parsed.host_str().unwrap_or_default();
-        let mut http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE);
-        if host == "localhost"
-            || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        {
+        // A request that was sent on to somewhere else would not be the same one.
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        let mut http = http.connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE);
+        if parsed.scheme() == "http" {
+            // Without TLS there is no need for root certificates, which small containers do not have.
+            let none = rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty());
+            http = http.tls_backend_preconfigured(none.with_no_client_auth());
+        }
+        let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        if host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback()) {
             http = http.no_proxy();
         }
         let http =

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,6 +14,9 @@ use crate::run::Status;
 
 /// How often a stream that was cut is opened again without another event coming.
 const TRIES: u32 = 10;
+
+/// A stream that has lasted so long was no failed try, even if no event came.
+const LASTED: Duration = Duration::from_secs(60);
 
 /// The wait before the first of these tries; it doubles up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -76,6 +79,7 @@ pub(super) async fn follow(
     let Some(mut events) = open(seen).await? else { return Ok(None) };
     let mut tries = 0;
     loop {
+        let opened = Instant::now();
         let reason = loop {
             match events.next().await {
                 Some(Ok(event)) => {
@@ -89,6 +93,9 @@ pub(super) async fn follow(
                 None => break "it ended without the run's end".to_owned(),
             }
         };
+        if opened.elapsed() > LASTED {
+            tries = 0;
+        }
         printer.aside(&format!("the stream was cut after event {seen} ({reason}); opening it again"))?;
         events = loop {
             tokio::time::sleep(LONGEST_WAIT.min(FIRST_WAIT * 2_u32.pow(tries))).await;

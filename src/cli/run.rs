@@ -173,7 +173,7 @@ impl Executor {
             return Ok("assistant".to_owned());
         }
         eprintln!(
-            "runcast: there is no agent assistant {}, so the scripted agent repeats the prompt; no model is behind it",
+            "runcast: there is no agent assistant {}, so the scripted agent answers: no model is behind it",
             match self {
                 Self::Here(_) => "(set OPENAI_API_KEY or OPENAI_BASE_URL)",
                 Self::There(_) => "on the server",

@@ -17,6 +17,7 @@ use crate::run::{RunId, Status};
 #[command(after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub(super) struct TailArgs {
     /// The run's id, as `runcast runs` lists it.
+    #[arg(value_parser = |id: &str| id.parse::<RunId>().map_err(|_| "expected the id of a run, a UUID"))]
     id: RunId,
     #[command(flatten)]
     server: ServerFlags,

@@ -57,10 +57,8 @@ impl Driven {
     }
 
     fn in_status(status: Status) -> Self {
-        let mut driven = match status {
-            Status::Scheduled => Self::new(spec(3, Some(at(5_000))), Some(at(9_000))),
-            _ => Self::new(spec(3, Some(at(5_000))), None),
-        };
+        let due = (status == Status::Scheduled).then(|| at(9_000));
+        let mut driven = Self::new(spec(3, Some(at(5_000))), due);
         let claim = Command::Claim { node: "n".into() };
         match status {
             Status::Scheduled | Status::Queued => {}

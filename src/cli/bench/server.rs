@@ -43,7 +43,8 @@ impl Own {
                 command.env_remove(name);
             }
         }
-        command.env("RUNCAST_LOG_LEVEL", "warn");
+        // That no provider has a key is as it should be.
+        command.env("RUNCAST_LOG_LEVEL", "warn,runcast::cli::serve=error");
         let mut child = command.spawn().map_err(|error| format!("cannot start a server: {error}"))?;
         let greeting = child.stdout.take().ok_or("the server has no standard output")?;
         Ok(Self { child, greeting: BufReader::new(greeting), _data: data })

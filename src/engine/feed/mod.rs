@@ -160,7 +160,8 @@ impl Feed {
     /// Opens the log of the tenant's run `id` after number `after`.
     pub(crate) async fn open(&self, tenant: &Tenant, id: RunId, after: u64) -> Result<Opened, StoreError> {
         // A log is made only for a run that is this tenant's.
-        let known = match self.shard(id).lock().contains_key(&id) {
+        let in_memory = self.shard(id).lock().contains_key(&id);
+        let known = match in_memory {
             true => None,
             false => match self.shared.store.get(tenant, id).await? {
                 Some(stored) => Some(stored),

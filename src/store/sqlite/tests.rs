@@ -93,6 +93,7 @@ async fn a_second_process_is_refused_by_the_number_of_the_first() {
     assert!(matches!(error, StoreError::InUse(_)));
     assert!(text.contains(&format!("{} is in use by process {}", directory.path().display(), std::process::id())));
     store.close().await;
+    assert!(!directory.path().join("runcast.db-wal").exists(), "everything is in the one file then");
     let store = SqliteStore::open(options(&directory)).expect("closing releases the lock");
     drop(store);
     SqliteStore::open(options(&directory)).expect("so does dropping");
@@ -308,4 +309,14 @@ async fn what_was_accepted_is_done_though_nobody_waits() {
     plug.await.unwrap().unwrap();
     store.health().await.unwrap();
     assert_eq!(kit::status(&*store, kit::id(1)).await, Status::Queued);
+}
+
+#[tokio::test]
+async fn callers_beyond_the_bound_wait_their_turn() {
+    let harness = Harness::fresh();
+    let store = &harness.store;
+    let many = 2 * super::WRITES as u64;
+    let outcomes = futures_util::future::join_all((1..=many).map(|number| store.create(new(number)))).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Created::New))));
+    assert_eq!(store.counts().await.unwrap()[&Status::Queued], many);
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 pub(crate) use model::{FakeModel, Script};
 pub(crate) use node::{Answer, Node, Options, database, finished_process, id_of};
-pub(crate) use promise::{Log, assert_log, assert_log_so_far, assert_promise, said};
+pub(crate) use promise::{assert_log, assert_log_so_far, assert_promise, said};
 pub(crate) use sse::{Event, Stream, parse};
 
 /// Nothing that a test awaits takes this long on a machine that works.

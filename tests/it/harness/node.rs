@@ -97,10 +97,15 @@ impl Node {
 
     /// Asks the process to stop.
     pub(crate) fn sigterm(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends the process a signal.
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.process.id().expect("a node that runs");
         // The shell's own `kill`: a bare machine may have no other.
-        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {id}")]).status().expect("a shell");
-        assert!(sent.success(), "SIGTERM could not be sent");
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status().expect("a shell");
+        assert!(sent.success(), "SIG{name} could not be sent");
     }
 
     /// Waits until the process has ended by itself.

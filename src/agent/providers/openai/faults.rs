@@ -101,7 +101,7 @@ impl Who {
                 let problem = format!("answered {status}; {}{because}", self.about_key());
                 self.permanent("provider_rejected_key", &problem)
             }
-            300..400 => {
+            300..=399 => {
                 let problem = format!("answered {status}, and redirects are not followed; check base_url");
                 self.permanent("provider_rejected", &problem)
             }

@@ -7,6 +7,8 @@
 //! | `faults.rs` | what goes wrong, in stable codes, without the key |
 
 mod answer;
+#[cfg(test)]
+mod answer_tests;
 mod faults;
 #[cfg(test)]
 mod tests;
@@ -63,11 +65,8 @@ pub struct OpenAiOptions {
 
 /// Options that no provider can be made of. Never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("provider {name}: {problem}")]
-pub struct InvalidProvider {
-    name: String,
-    problem: String,
-}
+#[error("{0}")]
+pub struct InvalidProvider(String);
 
 /// A provider that speaks the protocol of OpenAI.
 ///
@@ -91,20 +90,19 @@ impl OpenAi {
     /// provider before, and the machine has to have CA certificates.
     pub fn new(options: OpenAiOptions) -> Result<Self, InvalidProvider> {
         let OpenAiOptions { name, base_url, api_key, connect_timeout, first_token_timeout, idle_timeout } = options;
-        let invalid = |problem: String| InvalidProvider { name: name.clone(), problem };
-        let url = Url::parse(&base_url).map_err(|error| invalid(format!("base_url is not a URL: {error}")))?;
+        let url = Url::parse(&base_url).map_err(|error| InvalidProvider(format!("base_url is not a URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(invalid("base_url is neither http nor https".to_owned()));
+            return Err(InvalidProvider("base_url is neither http nor https".to_owned()));
         }
         let mut headers = HeaderMap::new();
         if let Some(key) = &api_key {
             let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
-                .map_err(|_| invalid("api_key has characters that no HTTP header can carry".to_owned()))?;
+                .map_err(|_| InvalidProvider("api_key has characters that no HTTP header can carry".to_owned()))?;
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
         }
         let client = client(url.scheme() == "https", connect_timeout)
-            .map_err(|error| invalid(format!("cannot make an HTTP client: {}", faults::root(&error))))?;
+            .map_err(|error| InvalidProvider(format!("cannot make an HTTP client: {}", faults::root(&error))))?;
         Ok(Self {
             client,
             base_url: base_url.trim_end_matches('/').to_owned(),
