@@ -66,7 +66,7 @@ pub async fn serve(listener: TcpListener, data: PathBuf) -> Result<(), Box<dyn s
     .listen(listener)?
     .run()
     .await?;
-    runcast.drain(Duration::from_secs(10)).await;
+    runcast.shut_down(Duration::from_secs(10)).await;
     Ok(())
 }
 

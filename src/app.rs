@@ -116,9 +116,10 @@ impl Runcast {
         &self.engine
     }
 
-    /// Shuts down in good order; see [`Engine::drain`]. The HTTP server is to be stopped after that.
-    pub async fn drain(&self, grace: Duration) {
+    /// Shuts down in good order; see [`Engine::drain`]. Closes store and broker at the end.
+    pub async fn shut_down(&self, grace: Duration) {
         self.engine.drain(grace, CancellationToken::new()).await;
+        self.engine.close().await;
     }
 }
 
@@ -201,8 +202,8 @@ fn stage(state: &ApiState, number: u8, doing: String) {
 /// Serves the HTTP API until a signal, then drains. Calls `started` once runs are executed.
 ///
 /// The order is: listen (health answers from here on), store, broker, agents, recovery, workers; and on
-/// the way down: nothing new, live runs within the grace, release of the rest, streams, broker, store,
-/// listener. A second signal cuts the grace short.
+/// the way down: nothing new, live runs within the grace, release of the rest, streams, listener, broker,
+/// store. A second signal cuts the grace short.
 pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &Engine)) -> Result<(), StartError> {
     tracing::info!("start 1/7: the configuration is read");
     let listen = |source| StartError::Listen { address: config.listen, source };
@@ -252,7 +253,9 @@ pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &En
     };
     tracing::info!(grace = %humantime::format_duration(grace), "shutting down: nothing new, live runs get a grace");
     engine.drain(grace, stop.asked_again).await;
+    // Who waited for a run is answered before the store closes.
     handle.stop(true).await;
+    engine.close().await;
     match broken {
         Some(Ok(Err(error))) => Err(StartError::Serve(error)),
         Some(Err(error)) => Err(StartError::Serve(io::Error::other(error))),

@@ -25,8 +25,19 @@ pub struct Access {
     pub loopback_hosts_only: bool,
 }
 
-/// These need no key: a platform's probes have none.
+/// The routes that need no key: a platform's probes have none.
 const OPEN: [&str; 2] = ["/health", "/ready"];
+
+fn is_open(request: &ServiceRequest) -> bool {
+    // The pattern of the route, not the path: the last part of that may be an id somebody made up.
+    request.match_pattern().is_some_and(|pattern| OPEN.iter().any(|open| pattern.ends_with(open)))
+}
+
+/// The host that the client asked for. What a proxy says of it, or a page makes it say, does not count.
+fn host(request: &ServiceRequest) -> &str {
+    let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+    header.or(request.uri().host()).unwrap_or_default()
+}
 
 /// The tenant that makes the request.
 pub(super) fn caller(request: &HttpRequest) -> Tenant {
@@ -71,11 +82,11 @@ pub(super) async fn guard(
 }
 
 fn refuse(request: &ServiceRequest, access: &Access) -> Option<Problem> {
-    if access.loopback_hosts_only && !is_loopback(request.connection_info().host()) {
+    if access.loopback_hosts_only && !is_loopback(host(request)) {
         let detail = "without API keys only requests to localhost, 127.0.0.1 or [::1] are answered";
         return Some(Problem::new(Code::ForbiddenHost, detail));
     }
-    if access.key_hashes.is_empty() || OPEN.iter().any(|open| request.path().ends_with(open)) {
+    if access.key_hashes.is_empty() || is_open(request) {
         return None;
     }
     let key = presented_key(request).map(|key| <[u8; 32]>::from(Sha256::digest(key)));

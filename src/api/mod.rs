@@ -11,9 +11,10 @@ mod runs;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, ServiceConfig};
-use actix_web::{HttpResponse, ResponseError};
+use actix_web::{HttpRequest, HttpResponse, ResponseError, Route};
 use actix_web_lab::middleware::CatchPanic;
 use parking_lot::RwLock;
 
@@ -83,16 +84,19 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
         // From the inside out.
         .wrap(from_fn(guard::guard))
         .wrap(CatchPanic::default())
-        .service(web::resource("/v1/runs").get(runs::list).post(runs::create).default_service(web::to(wrong_method)))
+        .service(web::resource("/v1/runs").get(runs::list).post(runs::create).default_service(only("GET, POST")))
         .service(
-            web::resource("/v1/runs/{id}").get(runs::get).delete(runs::delete).default_service(web::to(wrong_method)),
+            web::resource("/v1/runs/{id}").get(runs::get).delete(runs::delete).default_service(only("GET, DELETE")),
         );
+    for (path, route) in
+        [("/v1/runs/{id}/cancel", web::post().to(runs::cancel)), ("/v1/runs/{id}/retry", web::post().to(runs::retry))]
+    {
+        scope = scope.service(web::resource(path).route(route).default_service(only("POST")));
+    }
     for (path, route) in [
         ("/v1/runs/{id}/stream", web::get().to(runs::stream)),
         ("/v1/runs/{id}/events", web::get().to(runs::events)),
         ("/v1/runs/{id}/wait", web::get().to(runs::wait)),
-        ("/v1/runs/{id}/cancel", web::post().to(runs::cancel)),
-        ("/v1/runs/{id}/retry", web::post().to(runs::retry)),
         ("/v1/agents", web::get().to(node::agents)),
         ("/v1/models", web::get().to(node::models)),
         ("/health", web::get().to(node::health)),
@@ -100,17 +104,22 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
         ("/metrics", web::get().to(node::metrics)),
         ("/openapi.json", web::get().to(openapi::document)),
     ] {
-        scope = scope.service(web::resource(path).route(route).default_service(web::to(wrong_method)));
+        scope = scope.service(web::resource(path).route(route).default_service(only("GET")));
     }
     if docs {
-        scope = scope.service(openapi::page());
+        scope = scope.service(web::redirect("/docs", "docs/")).service(openapi::page());
     }
     config.service(scope.default_service(web::to(no_route)));
 }
 
-async fn wrong_method(request: actix_web::HttpRequest) -> HttpResponse {
-    let detail = format!("{} is not possible here", request.method());
-    Problem::new(Code::MethodNotAllowed, detail).error_response()
+/// Refuses the methods that a route does not take.
+fn only(allowed: &'static str) -> Route {
+    web::to(move |request: HttpRequest| {
+        let detail = format!("{} is not possible here, only {allowed}", request.method());
+        let mut response = Problem::new(Code::MethodNotAllowed, detail).error_response();
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+        std::future::ready(response)
+    })
 }
 
 async fn no_route() -> HttpResponse {

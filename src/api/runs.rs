@@ -50,6 +50,7 @@ fn object(request: &HttpRequest, stored: &Stored, response: &mut actix_web::Http
         (status = "default", description = "Refused; nothing was created.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<ApiState>) -> Answer {
     let engine = state.engine()?;
+    Query::of(&request).end("none")?;
     let (body, raw) = json::<CreateRunBody>(&request, payload, state.settings.max_body).await?;
     let key = idempotency_key(&request, "POST /v1/runs", &raw)?;
     let streams = body.stream || accepts_stream(&request);
@@ -129,6 +130,7 @@ pub(super) async fn get(request: HttpRequest, id: Path<String>, state: Data<ApiS
     responses((status = 204, description = "It is gone."),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn delete(request: HttpRequest, id: Path<String>, state: Data<ApiState>) -> Answer {
+    Query::of(&request).end("none")?;
     state.engine()?.delete(&caller(&request), run_id(&id)?).await?;
     Ok(HttpResponse::NoContent().finish())
 }
@@ -201,6 +203,7 @@ pub(super) async fn wait(request: HttpRequest, id: Path<String>, state: Data<Api
         (status = 202, description = "Its worker has been told; `wait` answers when it has ended.", body = RunObject<'static>),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn cancel(request: HttpRequest, id: Path<String>, payload: Payload, state: Data<ApiState>) -> Answer {
+    Query::of(&request).end("none")?;
     no_body(payload, &state).await?;
     match state.engine()?.cancel(&caller(&request), run_id(&id)?).await? {
         Cancelled::Final(stored) => Ok(object(&request, &stored, &mut HttpResponse::Ok())),
@@ -214,6 +217,7 @@ pub(super) async fn cancel(request: HttpRequest, id: Path<String>, payload: Payl
     responses((status = 202, description = "The new run.", body = RunObject<'static>),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn retry(request: HttpRequest, id: Path<String>, payload: Payload, state: Data<ApiState>) -> Answer {
+    Query::of(&request).end("none")?;
     no_body(payload, &state).await?;
     let key = idempotency_key(&request, "POST /v1/runs/{id}/retry", &[])?;
     let (stored, _) = state.engine()?.retry(&caller(&request), run_id(&id)?, key).await?;

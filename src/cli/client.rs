@@ -142,6 +142,11 @@ impl Client {
         Ok(Self { http, base: parsed.as_str().trim_end_matches('/').to_owned(), key: key.get() })
     }
 
+    /// The server's base URL.
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
     /// `POST /v1/runs`; the run.
     pub(super) async fn create(&self, body: &Value) -> Result<Value, ClientError> {
         // Names the request, so that it counts once however often a proxy repeats it.

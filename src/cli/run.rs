@@ -92,7 +92,7 @@ fn here(args: RunArgs) -> ExitCode {
             Ok(runcast) => {
                 let code = drive(Executor::Here(runcast.clone()), args).await;
                 // Nothing is worth waiting for.
-                runcast.drain(Duration::ZERO).await;
+                runcast.shut_down(Duration::ZERO).await;
                 code
             }
             Err(error) => ClientError::Call(error.to_string()).tell(),
@@ -146,10 +146,11 @@ async fn drive(executor: Executor, args: RunArgs) -> ExitCode {
             Ok(Some(status)) => exit_code(status),
             Ok(None) => ExitCode::from(2),
             Err(stop) => {
-                if let (Stop::Server(_), Executor::There(_)) = (&stop, &executor) {
-                    eprintln!("runcast: the run may go on; follow it with: runcast tail {id}");
+                let code = stop.tell();
+                if let (Stop::Server(_), Executor::There(client)) = (&stop, &executor) {
+                    eprintln!("runcast: the run may go on; follow it with: runcast tail {id} --url {}", client.base());
                 }
-                stop.tell()
+                code
             }
         };
     }

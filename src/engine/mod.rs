@@ -384,17 +384,15 @@ impl Engine {
         }
         metrics.logs.set(self.node.feed.len() as i64);
         metrics.viewers.set(self.node.feed.viewers() as i64);
-        let live = self.node.settings.concurrency.saturating_sub(self.life.room.available_permits());
-        metrics.live_runs.set(live as i64);
     }
 
     /// Shuts down in good order: accepts and claims nothing new, gives the live runs `grace` to end (less
-    /// when `hurry` is cancelled), lets the rest go to be run again, ends all streams, closes broker
-    /// and store.
+    /// when `hurry` is cancelled), lets the rest go to be run again, and ends all streams. What is
+    /// asked of the engine after that is answered until [`close`](Self::close).
     pub async fn drain(&self, grace: Duration, hurry: CancellationToken) {
         self.life.draining.store(true, Ordering::Release);
         self.life.stop.cancel();
-        let Life { room, arbiters, .. } = &*self.life;
+        let room = &self.life.room;
         let all = u32::try_from(self.node.settings.concurrency.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         let idle = tokio::time::timeout(grace, room.acquire_many(all));
         if !matches!(hurry.run_until_cancelled(idle).await, Some(Ok(_))) {
@@ -411,9 +409,13 @@ impl Engine {
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();
+    }
+
+    /// Closes broker and store, when nobody asks any more.
+    pub async fn close(&self) {
         self.node.broker.close().await;
         self.node.store.close().await;
-        for arbiter in arbiters {
+        for arbiter in &self.life.arbiters {
             arbiter.stop();
         }
     }

@@ -116,6 +116,7 @@ impl RunActor {
         let Claimed { run, segment, reserved_seq, steps } = claimed;
         let log = node.feed.log(run.spec.id, &run.spec.tenant);
         log.own(&segment, reserved_seq);
+        node.metrics.live_runs.inc();
         Self {
             node,
             supervisor,
@@ -368,6 +369,7 @@ impl Actor for RunActor {
 impl Drop for RunActor {
     fn drop(&mut self) {
         self.stop_agent();
+        self.node.metrics.live_runs.dec();
         self.log.disown(self.ending != Ending::Settled);
         self.node.feed.idle(&self.log);
         let foreseen = self.ending != Ending::Unforeseen;

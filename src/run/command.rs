@@ -65,6 +65,8 @@ pub enum Command {
     Crash {
         /// The attempt that is lost.
         attempt: u32,
+        /// A cancel waits for the run, so there will be no other.
+        cancel: bool,
     },
 }
 

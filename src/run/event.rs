@@ -73,7 +73,7 @@ pub enum Event {
         #[serde(skip)]
         total: Usage,
     },
-    /// An attempt ended without an ending, and another will follow.
+    /// An attempt ended without an ending. Another will follow, unless the next event says otherwise.
     Retrying {
         /// Why.
         reason: RetryReason,

@@ -156,7 +156,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
-            | Command::Crash { attempt } => Err(self.late(*attempt)),
+            | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
 
@@ -176,7 +176,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
-            | Command::Crash { attempt } => Err(self.late(*attempt)),
+            | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
 
@@ -213,9 +213,9 @@ impl Run {
                 let events = vec![self.retrying(RetryReason::Released, None, None, self.usage, context)];
                 Ok(Decision { events, effects: vec![Effect::StopAgent, Effect::Wake] })
             }
-            Command::Crash { attempt } => {
+            Command::Crash { attempt, cancel } => {
                 self.fence(*attempt)?;
-                Ok(self.crash(context))
+                Ok(self.crash(*cancel, context))
             }
             Command::Claim { .. } | Command::Expire => Err(Rejection::NotNow(self.status)),
             Command::Fire { .. } => Err(Rejection::StaleTimer),
@@ -234,7 +234,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
-            | Command::Crash { attempt } => Err(self.late(*attempt)),
+            | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
 
@@ -347,19 +347,25 @@ impl Run {
     }
 
     /// A lost worker is nobody's fault until it happens again and again: such a run is poison, and a
-    /// wait would not help the next one. So it is tried again at once, while the budget lasts.
-    fn crash(&self, context: &Context) -> Decision {
-        if self.failures + self.crashes + 1 >= self.spec.max_attempts {
-            let failed = Event::Failed {
+    /// wait would not help the next one. So it is tried again at once, while the budget lasts. Also where
+    /// nothing is tried any more, the attempt is abandoned first: that is where the numbers jump over
+    /// those which may have been shown and lost.
+    fn crash(&self, cancel: bool, context: &Context) -> Decision {
+        let mut events = vec![self.retrying(RetryReason::WorkerLost, None, None, self.usage, context)];
+        let mut effects = vec![Effect::StopAgent];
+        if cancel {
+            events.push(Event::Cancelled { usage: self.usage });
+        } else if self.failures + self.crashes + 1 >= self.spec.max_attempts {
+            events.push(Event::Failed {
                 code: "worker_lost".to_owned(),
                 message: format!("{} attempts in a row were lost with their workers", self.crashes + 1),
                 outcome: "attempts_exhausted".to_owned(),
                 usage: self.usage,
-            };
-            return Decision { events: vec![failed], effects: vec![Effect::StopAgent] };
+            });
+        } else {
+            effects.push(Effect::Wake);
         }
-        let retrying = self.retrying(RetryReason::WorkerLost, None, None, self.usage, context);
-        Decision { events: vec![retrying], effects: vec![Effect::StopAgent, Effect::Wake] }
+        Decision { events, effects }
     }
 
     fn timed_out(&self) -> Event {

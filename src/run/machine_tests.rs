@@ -110,7 +110,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("retry", fail(1, Retry::After(Duration::from_secs(1)))),
         ("timeout", Command::Timeout { attempt: 1 }),
         ("release", Command::Release { attempt: 1 }),
-        ("crash", Command::Crash { attempt: 1 }),
+        ("crash", Command::Crash { attempt: 1, cancel: false }),
     ]
 }
 
@@ -199,12 +199,12 @@ fn failures_and_crashes_share_the_budget_and_releases_are_free() {
         driven.tell(&Command::Release { attempt }).unwrap();
     }
     driven.tell(&claim).unwrap();
-    driven.tell(&Command::Crash { attempt: 21 }).unwrap();
+    driven.tell(&Command::Crash { attempt: 21, cancel: false }).unwrap();
     driven.tell(&claim).unwrap();
     driven.tell(&fail(22, Retry::After(Duration::ZERO))).unwrap();
     driven.tell(&Command::Fire { timer: 1 }).unwrap();
     driven.tell(&claim).unwrap();
-    driven.tell(&Command::Crash { attempt: 23 }).unwrap();
+    driven.tell(&Command::Crash { attempt: 23, cancel: false }).unwrap();
     assert_eq!(driven.run.status, Status::Failed);
     assert_eq!(driven.run.outcome.as_deref(), Some("attempts_exhausted"));
 }
@@ -215,8 +215,21 @@ fn a_finished_step_forgives_the_crashes_before_it() {
     for attempt in 1..=10 {
         driven.tell(&Command::Claim { node: "n".into() }).unwrap();
         driven.tell(&Command::FinishStep { attempt, step: attempt, usage: Usage::default() }).unwrap();
-        driven.tell(&Command::Crash { attempt }).unwrap();
+        driven.tell(&Command::Crash { attempt, cancel: false }).unwrap();
         assert_eq!(driven.run.status, Status::Queued);
+    }
+}
+
+#[test]
+fn an_abandoned_attempt_is_told_before_the_run_ends_for_it() {
+    for (cancel, max_attempts, end) in [(true, 3, Status::Cancelled), (false, 1, Status::Failed)] {
+        let mut driven = Driven::new(spec(max_attempts, None), None);
+        driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+        assert_eq!(driven.tell(&Command::Crash { attempt: 1, cancel }), Ok(vec![Effect::StopAgent]));
+        assert_eq!(driven.run.status, end);
+        let kinds: Vec<_> = driven.log.iter().map(|(_, _, event)| event.kind()).collect();
+        assert_eq!(kinds[3], "run.retrying");
+        assert_eq!(kinds.len(), 5);
     }
 }
 
@@ -224,7 +237,7 @@ fn a_finished_step_forgives_the_crashes_before_it() {
 fn the_time_without_a_worker_is_not_running_time() {
     let mut driven = Driven::in_status(Status::Running);
     driven.now += 3_600_000;
-    driven.tell(&Command::Crash { attempt: 1 }).unwrap();
+    driven.tell(&Command::Crash { attempt: 1, cancel: false }).unwrap();
     assert_eq!(driven.run.ran_ms, 0);
     driven.tell(&Command::Claim { node: "n".into() }).unwrap();
     driven.now += 500;
@@ -238,7 +251,7 @@ fn the_text_after_the_last_finished_step_is_void() {
     driven.tell(&Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }).unwrap();
     let checkpoint = driven.run.last_seq;
     let context = Context { now: at(10_000), next_seq: 500 };
-    let decision = driven.run.decide(&Command::Crash { attempt: 1 }, &context).unwrap();
+    let decision = driven.run.decide(&Command::Crash { attempt: 1, cancel: false }, &context).unwrap();
     let [Event::Retrying { void_after, skips_to, .. }] = decision.events[..] else { panic!("{decision:?}") };
     assert_eq!((void_after, skips_to), (checkpoint, 500));
 }
@@ -258,7 +271,7 @@ fn any_command() -> impl Strategy<Value = (Command, i64)> {
         3 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::After(Duration::from_millis(50)))),
         1 => attempt.clone().prop_map(|attempt| Command::Timeout { attempt }),
         3 => attempt.clone().prop_map(|attempt| Command::Release { attempt }),
-        3 => attempt.prop_map(|attempt| Command::Crash { attempt }),
+        3 => (attempt, prop::bool::weighted(0.2)).prop_map(|(attempt, cancel)| Command::Crash { attempt, cancel }),
     ];
     (command, 0..200_i64)
 }

@@ -5,6 +5,7 @@
 mod api;
 mod cancel;
 mod config;
+mod embed;
 mod harness;
 mod lifecycle;
 mod model;

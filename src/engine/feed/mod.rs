@@ -194,9 +194,13 @@ impl Feed {
         if shown.end == Some(End::Final) && after == shown.visible {
             return Ok(Opened::SeenAll);
         }
-        // A final log's number beyond its end was shown by an attempt that was lost, or never.
         if after > shown.reserved {
-            return Ok(Opened::Beyond { last: shown.reserved });
+            // The store may know of more: an event that is not in memory yet, or a reservation.
+            let Some(stored) = self.shared.store.get(tenant, id).await? else { return Ok(Opened::Missing) };
+            let last = stored.reserved_seq.max(stored.run.last_seq);
+            if after > last {
+                return Ok(Opened::Beyond { last });
+            }
         }
         Ok(Opened::Viewer(Box::new(viewer.after(after))))
     }

@@ -90,8 +90,7 @@ pub(super) fn give_up(writer: &mut Writer, id: RunId, attempt: u32, now: Timesta
 
 /// Gives up an attempt: by the cancel that waits for the run, or as a crash.
 fn crash(writer: &mut Writer, found: Found, attempt: u32, now: Timestamp) -> Result<Outcome, StoreError> {
-    let cancel = found.cancel_requested && found.run.attempt == attempt;
-    let command = if cancel { Command::Cancel } else { Command::Crash { attempt } };
+    let command = Command::Crash { attempt, cancel: found.cancel_requested };
     decide(writer, found, &command, now)
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn every_other_command_to_a_running_run_is_rejected(harness: &m
         Command::Expire,
         Command::Fire { timer: 1 },
         Command::Claim { node: "n".into() },
-        Command::Crash { attempt: 1 },
+        Command::Crash { attempt: 1, cancel: false },
         Command::Release { attempt: 1 },
         Command::Timeout { attempt: 1 },
     ];

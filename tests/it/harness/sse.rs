@@ -185,8 +185,8 @@ fn classify(frame: &Bytes) -> Block {
 }
 
 /// The events of a stream that was read as a whole.
-pub(crate) fn parse(body: &Bytes) -> Vec<Event> {
-    let text = String::from_utf8(body.to_vec()).expect("UTF-8");
+pub(crate) fn parse(body: impl AsRef<[u8]>) -> Vec<Event> {
+    let text = str::from_utf8(body.as_ref()).expect("UTF-8");
     let frames = text.split_inclusive("\n\n").filter(|frame| !frame.starts_with([':', 'r']));
     frames.map(Event::of_frame).collect()
 }
