@@ -175,7 +175,10 @@ impl Builder {
             None => {
                 let path = config.store.sqlite_file(&config.data);
                 stage(state, 3, format!("opening the store {}", path.display()));
-                Arc::new(open_sqlite(&config, &path)?)
+                let options = sqlite_options(&config, &path);
+                // On a thread of its own: health is answered meanwhile, however long it takes.
+                let opened = tokio::task::spawn_blocking(move || open_sqlite(options)).await;
+                Arc::new(opened.map_err(|panic| StoreError::Corrupt(format!("opening it panicked: {panic}")))??)
             }
         };
         stage(state, 4, "connecting the broker".to_owned());
@@ -295,16 +298,20 @@ fn on_signals() -> StopSignals {
     StopSignals { asked, asked_again }
 }
 
-fn open_sqlite(config: &Config, path: &Path) -> Result<SqliteStore, StartError> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(|source| StartError::Data { path: directory.to_owned(), source })?;
-    }
+fn sqlite_options(config: &Config, path: &Path) -> SqliteOptions {
     let mut options = SqliteOptions::new(path);
     options.readers = config.sqlite.readers;
     options.synchronous = match config.sqlite.synchronous {
         config::Synchronous::Normal => Synchronous::Normal,
         config::Synchronous::Full => Synchronous::Full,
     };
+    options
+}
+
+fn open_sqlite(options: SqliteOptions) -> Result<SqliteStore, StartError> {
+    if let Some(directory) = options.path.parent() {
+        std::fs::create_dir_all(directory).map_err(|source| StartError::Data { path: directory.to_owned(), source })?;
+    }
     Ok(SqliteStore::open(options)?)
 }
 

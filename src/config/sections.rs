@@ -86,8 +86,8 @@ section! {
         /// the default stops at about 275 MB a thread. The limit of open files of the process has to allow it.
         pub max_connections: usize = 25_000 => Int(1, 1_000_000);
         /// How long a client may take to send the head of a request. Long enough for a poor mobile link, short enough
-        /// that clients that send nothing do not use up the connections.
-        pub request_timeout: Duration = s(10) => Span(ms(100), s(600));
+        /// that clients that send nothing do not use up the connections. The clock behind it ticks every 500 ms.
+        pub request_timeout: Duration = s(10) => Span(s(1), s(600));
         /// How long an idle connection stays open for the next request. More than the 60 s for which common load
         /// balancers keep theirs: otherwise they send requests into connections that are just being closed.
         pub keep_alive: Duration = s(75) => Span(s(1), HOUR);

@@ -239,6 +239,6 @@ async fn the_greeting_says_where_everything_is_and_the_start_is_logged_in_stages
     let body = command.split("-d '").nth(1).unwrap().trim_end_matches('\'');
     let answer = node.post_json("/v1/runs", &serde_json::from_str(body).unwrap()).await;
     assert_eq!(answer.status, 200);
-    assert_eq!(crate::harness::parse(&answer.text()).last().unwrap().kind, "run.completed");
+    assert_eq!(crate::harness::parse(answer.text()).last().unwrap().kind, "run.completed");
     assert!(answer.headers.contains_key(LOCATION));
 }

@@ -8,6 +8,7 @@ mod config;
 mod embed;
 mod harness;
 mod lifecycle;
+mod local_model;
 mod model;
 mod refuse;
 mod stream;

@@ -195,7 +195,7 @@ async fn a_viewer_that_never_reads_slows_nobody_and_loses_nothing() {
     // It reads after all, and nothing is missing.
     let mut bytes = Vec::new();
     soon("the silent viewer's end", silent.read_to_end(&mut bytes)).await.unwrap();
-    let caught_up = crate::harness::parse(&dechunked(&bytes));
+    let caught_up = crate::harness::parse(dechunked(&bytes));
     assert!(caught_up == events, "{} events instead of {}", caught_up.len(), events.len());
 }
 
