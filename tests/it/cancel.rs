@@ -105,6 +105,25 @@ async fn a_run_can_be_cancelled_at_every_moment_of_its_start() {
 }
 
 #[tokio::test]
+async fn runs_that_start_together_can_be_cancelled_while_they_do() {
+    let node = Node::start("").await;
+    for round in 0..8_u64 {
+        let mut body = hanging();
+        body["delay_ms"] = json!(120);
+        let runs = join_all((0..60).map(|_| node.create(body.clone()))).await;
+        let started = node.stream(&runs[0]).await.through(|event| event.kind == "run.queued").await;
+        assert_eq!(started.len(), 3);
+        tokio::time::sleep(Duration::from_micros(round * 700)).await;
+        let answers = join_all(runs.iter().map(|id| node.cancel(id))).await;
+        assert!(answers.iter().all(|answer| [200, 202].contains(&answer.status.as_u16())), "{answers:?}");
+        for id in &runs {
+            assert_eq!(node.wait_final(id).await["status"], "cancelled");
+            assert_promise(&node, id).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_cancel_that_races_the_end_leaves_one_ending_on_which_all_agree() {
     let node = Node::start("").await;
     let one = async |number: u64| {

@@ -3,12 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Event, Node, assert_log, assert_log_so_far, assert_promise, eventually, finished_process, id_of};
+use crate::harness::{
+    Event, Node, assert_log, assert_log_so_far, assert_promise, eventually, finished_process, id_of, soon,
+};
 
 /// A run of so many tokens with a pause before each.
 fn talking(tokens: u64, delay_ms: u64) -> Value {
@@ -157,16 +162,39 @@ async fn a_poisonous_run_is_given_up_after_its_attempts_and_the_next_is_fine() {
 #[tokio::test]
 async fn a_cancel_that_was_accepted_is_kept_over_a_kill() {
     let mut node = Node::start("").await;
-    for _ in 0..4 {
-        let id = node.create(talking(1_000, 5)).await;
-        node.until_said(&id, 2).await;
-        let answer = node.cancel(&id).await;
-        assert!([200, 202].contains(&answer.status.as_u16()), "{answer:?}");
+    for _ in 0..3 {
+        let runs = join_all((0..20).map(|_| node.create(talking(2_000, 5)))).await;
+        for id in &runs {
+            node.until_said(id, 1).await;
+        }
+        // The kill comes with the first answers, while the others are on their way.
+        let mut answers: FuturesUnordered<_> =
+            runs.iter().map(async |id| (id, node.try_send(node.request(Method::POST, &cancel(id))).await)).collect();
+        let mut accepted = Vec::new();
+        while accepted.len() < 3 {
+            let (id, answer) = soon("an answer", answers.next()).await.unwrap();
+            let answer = answer.unwrap();
+            assert!([200, 202].contains(&answer.status.as_u16()), "{answer:?}");
+            accepted.push(id);
+        }
+        drop(answers);
         node.kill9().await;
         node.restart().await;
-        assert_eq!(node.wait_final(&id).await["status"], "cancelled");
-        assert_promise(&node, &id).await;
+        for id in accepted {
+            assert_eq!(node.wait_final(id).await["status"], "cancelled");
+            assert_eq!(assert_promise(&node, id).await.attempts, [1], "it is not made again first");
+        }
+        for id in &runs {
+            node.post(&cancel(id)).await;
+            assert_eq!(node.wait_final(id).await["status"], "cancelled");
+            assert_promise(&node, id).await;
+        }
     }
+}
+
+/// The route that cancels a run.
+fn cancel(id: &str) -> String {
+    format!("/v1/runs/{id}/cancel")
 }
 
 /// A run for the rounds of kills, different each time.
@@ -225,7 +253,7 @@ async fn kills_at_random_moments_break_no_promise() {
         }
         let pending: Vec<_> = wishes.iter().filter(|(key, _)| !accepted.contains_key(key)).take(6).collect();
         let requests = pending.iter().map(|(key, body)| node.try_send(create(&node, key, body)));
-        let unanswered = futures_util::future::join_all(requests);
+        let unanswered = join_all(requests);
         let pause = Duration::from_millis(dice.random_range(0..250));
         // Nobody hears the answers of these, accepted or not.
         tokio::time::timeout(pause, unanswered).await.map(drop).unwrap_or_default();
@@ -311,6 +339,26 @@ async fn a_shutdown_whose_grace_is_over_releases_runs_at_no_charge() {
         assert_eq!(seen, node.events(&id).await, "a shutdown in good order loses nothing");
         assert_promise(&node, &id).await;
     }
+}
+
+#[tokio::test]
+async fn a_release_leaves_the_whole_budget_to_the_kills_that_follow() {
+    let mut node = Node::start("worker.drain_grace = \"0s\"").await;
+    let mut body = talking(60, 20);
+    body["max_attempts"] = json!(2);
+    let id = node.create(body).await;
+    for _ in 0..2 {
+        node.until(&id, &["running"]).await;
+        node.sigterm();
+        assert_eq!(node.wait_exit().await.code(), Some(0));
+        node.restart().await;
+    }
+    node.until(&id, &["running"]).await;
+    node.kill9().await;
+    node.restart().await;
+    let run = node.wait_final(&id).await;
+    assert_eq!((&run["status"], &run["attempt"]), (&json!("completed"), &json!(4)), "{run}");
+    assert_eq!(assert_promise(&node, &id).await.retries, ["released", "released", "worker_lost"]);
 }
 
 #[tokio::test]

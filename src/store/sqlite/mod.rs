@@ -1,9 +1,10 @@
 //! The SQLite adapter: one file, one process.
 //!
 //! One thread writes, by group commit: whatever waits shares a transaction, each item in a savepoint of
-//! its own. A few threads read. Nothing here runs on the caller's threads but the encoding of what
+//! its own. A few threads read, and one copies the log to the file. Nothing here runs on the caller's threads but the encoding of what
 //! goes in and the parsing of what comes out.
 
+mod checkpoint;
 mod claim;
 mod commit;
 mod create;
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use self::checkpoint::Checkpointer;
 use self::claim::Taken;
 use self::commit::Decided;
 use self::create::Creation;
@@ -116,6 +118,7 @@ impl SqliteStore {
         let connections = (0..readers.max(1)).map(|_| schema::open_reader(&path)).collect::<Result<_, _>>()?;
         let readers = Readers::start(connections, READS)?;
         let reads = readers.gate();
+        let checkpointer = Checkpointer::start(schema::open_checkpointer(&path)?)?;
 
         let (writes, work) = Gate::new(WRITES, 1);
         let (writes, counts) = (Arc::new(writes), Arc::new(Counts::new(counted)));
@@ -126,6 +129,7 @@ impl SqliteStore {
             writer::run(&mut writer, &work, &gate, &shown);
             // In this order: the last connection to close copies the log to the file and removes it.
             drop(readers);
+            drop(checkpointer);
             drop(writer);
             drop(lock);
             drop(alive);

@@ -30,8 +30,9 @@ pub(super) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
         identify(&conn, path)?;
         conn.pragma_update(None, "journal_mode", "wal")?;
         conn.pragma_update(None, "synchronous", synchronous.pragma())?;
-        // Pages of the log before they are copied to the file; and what the log may keep after that.
-        conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        // How many pages the log gathers before the writer itself copies what the checkpoint thread has left,
+        // so that the log can start again; and what the log may keep after that.
+        conn.pragma_update(None, "wal_autocheckpoint", 16_000)?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
         conn.pragma_update(None, "cache_size", -4_096)?;
         migrate(&mut conn)?;
@@ -45,6 +46,16 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let opened = open(path, OpenFlags::empty()).and_then(|conn| {
         conn.pragma_update(None, "cache_size", -1_024)?;
         conn.pragma_update(None, "query_only", true)?;
+        Ok(conn)
+    });
+    opened.map_err(|error| naming(path, error))
+}
+
+/// Opens the database for the checkpoint thread.
+pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, StoreError> {
+    let opened = open(path, OpenFlags::empty()).and_then(|conn| {
+        // It makes nobody wait, and waits for nobody.
+        conn.busy_timeout(Duration::ZERO)?;
         Ok(conn)
     });
     opened.map_err(|error| naming(path, error))
