@@ -212,8 +212,8 @@ section! {
     /// The node's own log.
     pub struct Log {
         /// What is logged: error, warn, info, debug or trace, also by module, such as "info,runcast::engine=debug".
-        /// "info" tells of starts, stops and trouble.
-        pub level: String = "info".to_owned() => FILLED;
+        /// "info" tells of starts, stops and trouble; what the HTTP server says of its own threads is left out.
+        pub level: String = "info,actix_server=warn".to_owned() => FILLED;
         /// How lines are written: "text" for people, "json" for programs that gather logs.
         pub format: LogFormat = LogFormat::Text => OneOf(LogFormat::ALL);
     }

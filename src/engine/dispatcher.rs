@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use runcast_broker::{Consumer, Delivery, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -80,18 +81,18 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
     };
     match node.store.claim(claim).await {
         Ok(claimed) => {
-            for delivery in deliveries {
-                // A delivery that comes again finds nothing to claim, which is no error.
-                if let Err(refused) = delivery.ack().await {
+            start(&node, claimed, permits).await;
+            // A delivery that is not acknowledged comes again and finds nothing to claim, which is no error.
+            for acknowledged in join_all(deliveries.into_iter().map(Delivery::ack)).await {
+                if let Err(refused) = acknowledged {
                     tracing::debug!(error = %refused.error, "a delivery was not acknowledged");
                 }
             }
-            start(&node, claimed, permits).await;
         }
         Err(error) => {
             tracing::warn!(%error, "cannot claim runs; trying again");
-            for delivery in deliveries {
-                if let Err(refused) = delivery.nack(PAUSE).await {
+            for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(PAUSE))).await {
+                if let Err(refused) = returned {
                     tracing::debug!(error = %refused.error, "a delivery was not returned");
                 }
             }
