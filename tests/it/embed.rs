@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{parse, soon};
 
-#[expect(dead_code, reason = "the example is a program of its own; its `main` is not called here")]
+#[expect(unreachable_pub, reason = "the example is a program of its own")]
 #[path = "../../examples/embedded.rs"]
 mod embedded;
 
