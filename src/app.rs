@@ -396,7 +396,7 @@ fn assistant_model(config: &Config) -> Option<String> {
 }
 
 /// The models that the configuration names, with what they lack.
-fn models(config: &Config) -> Vec<ModelCard> {
+pub fn models(config: &Config) -> Vec<ModelCard> {
     let mut models = BTreeSet::new();
     for (provider, settings) in &config.providers {
         models.extend(settings.models.iter().map(|model| (provider.as_str(), model.clone())));

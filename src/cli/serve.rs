@@ -43,13 +43,18 @@ fn greet(config: &Config, address: SocketAddr, engine: &Engine) {
             None => format!("{} ({})", card.name, card.kind),
         })
         .collect();
+    let models: Vec<String> = app::models(config)
+        .into_iter()
+        .map(|model| if model.ready { model.id } else { format!("{} (not ready: it has no key)", model.id) })
+        .collect();
     let lines = format!(
-        "runcast {} listens on http://{address}\n  data    {}\n  agents  {}\n  docs    http://{address}/docs/\n  try     \
+        "runcast {} listens on http://{address}\n  data    {}\n  agents  {}\n  models  {}\n  docs    http://{address}/docs/\n  try     \
          curl -N http://{address}/v1/runs -H 'content-type: application/json' \
          -d '{{\"agent\": \"{}\", \"input\": \"Say hello.\", \"stream\": true}}'\n",
         env!("CARGO_PKG_VERSION"),
         data.display(),
         agents.join(", "),
+        if models.is_empty() { "none".to_owned() } else { models.join(", ") },
         if engine.agents().any(|card| card.name == "assistant") { "assistant" } else { "scripted" },
     );
     // Nobody may be reading, which is no reason to stop.
