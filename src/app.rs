@@ -101,8 +101,17 @@ impl Runcast {
 
     /// Mounts the whole HTTP API in an actix-web application, in the scope that `config` belongs to:
     ///
-    /// ```ignore
-    /// App::new().service(web::scope("/agents").configure(|config| runcast.configure(config)))
+    /// ```no_run
+    /// # use actix_web::{App, HttpServer, web};
+    /// # async fn serve(runcast: runcast::Runcast) -> std::io::Result<()> {
+    /// HttpServer::new(move || {
+    ///     let runcast = runcast.clone();
+    ///     App::new().service(web::scope("/agents").configure(|config| runcast.configure(config)))
+    /// })
+    /// .bind("127.0.0.1:8080")?
+    /// .run()
+    /// .await
+    /// # }
     /// ```
     ///
     /// The API answers every path of that scope; mount other routes of the scope before it.

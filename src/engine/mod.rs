@@ -18,6 +18,9 @@ mod run_actor;
 mod supervisor;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};

@@ -47,9 +47,9 @@ async fn a_queued_run_is_cancelled_at_once_and_never_starts() {
 #[tokio::test]
 async fn a_delayed_run_is_cancelled_and_its_timer_with_it() {
     let node = Node::start("").await;
-    let id = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 200})).await;
+    let id = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 1_000})).await;
     assert_eq!(cancel(&node, &id).await, 0);
-    let later = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 250})).await;
+    let later = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 1_000})).await;
     node.wait_final(&later).await;
     assert_eq!(node.run(&id).await["status"], "cancelled");
     assert_eq!(node.metric("runcast_stale_timers_total").await, 0.0, "the timer was disarmed");

@@ -170,7 +170,7 @@ async fn wait_works_at_whatever_moment_it_is_asked() {
 #[tokio::test]
 async fn a_delayed_run_waits_for_its_time_and_then_runs() {
     let node = Node::start("").await;
-    let delay = Duration::from_millis(300);
+    let delay = Duration::from_secs(1);
     let began = Instant::now();
     let id = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": delay.as_millis()})).await;
     let run = node.run(&id).await;
@@ -217,8 +217,8 @@ async fn a_run_that_has_not_started_within_its_time_to_live_expires() {
     }
     // One that has started does not expire.
     assert_eq!(node.cancel(&blocking).await.status, 202);
-    let params = json!({"tokens": 3, "delay_ms": 60});
-    let lively = json!({"agent": "scripted", "input": "x", "ttl_ms": 120, "params": params});
+    let params = json!({"tokens": 3, "delay_ms": 400});
+    let lively = json!({"agent": "scripted", "input": "x", "ttl_ms": 1_000, "params": params});
     node.wait_final(&blocking).await;
     let lively = node.create(lively).await;
     assert_eq!(node.wait_final(&lively).await["status"], "completed");
@@ -242,14 +242,14 @@ async fn a_run_that_takes_longer_than_its_timeout_fails() {
 #[tokio::test]
 async fn the_timeout_bounds_all_attempts_together() {
     let node = Node::start("runs.backoff_base = \"1ms\"\nruns.backoff_max = \"1ms\"").await;
-    let params = json!({"tokens": 2, "delay_ms": 60, "fail_at": 2});
+    let params = json!({"tokens": 2, "delay_ms": 300, "fail_at": 2});
     let id = node
-        .create(json!({"agent": "scripted", "input": "x", "timeout_ms": 200, "max_attempts": 100, "params": params}))
+        .create(json!({"agent": "scripted", "input": "x", "timeout_ms": 1_000, "max_attempts": 100, "params": params}))
         .await;
     let run = node.wait_final(&id).await;
     assert_eq!(run["error"]["code"], "timeout", "{run}");
     let attempts = run["attempt"].as_u64().unwrap();
-    assert!((2..=4).contains(&attempts), "{attempts} attempts of 60 ms in 200 ms");
+    assert!((2..=4).contains(&attempts), "{attempts} attempts of 300 ms in 1 s");
     assert_promise(&node, &id).await;
 }
 
@@ -303,12 +303,14 @@ async fn a_panic_fails_its_attempt_and_nothing_else() {
 
 #[tokio::test]
 async fn higher_priorities_go_first_and_equals_in_their_order() {
-    let node = Node::start("worker.concurrency = 1").await;
+    let node = Node::start("worker.concurrency = 1\n[agents.other]\nkind = \"scripted\"").await;
     let blocking = node.create(hanging()).await;
     node.until(&blocking, &["running"]).await;
     let mut waiting = Vec::new();
-    for priority in [0, -5, 100, 0, 7, -100] {
-        waiting.push((-priority, node.create(json!({"agent": "scripted", "input": "x", "priority": priority})).await));
+    // Of whichever agent they are.
+    for (priority, agent) in [0, -5, 100, 0, 7, -100, 50, 7].into_iter().zip(["scripted", "other"].into_iter().cycle())
+    {
+        waiting.push((-priority, node.create(json!({"agent": agent, "input": "x", "priority": priority})).await));
     }
     node.cancel(&blocking).await;
     let mut started = Vec::new();

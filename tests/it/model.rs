@@ -23,7 +23,7 @@ async fn write(node: &Node) -> (String, Value) {
 
 #[tokio::test]
 async fn tokens_are_streamed_as_they_come_and_usage_is_counted() {
-    let (model, node) = node_on([Script::Tokens(12, Duration::from_millis(20))]).await;
+    let (model, node) = node_on([Script::Tokens(12, Duration::from_millis(60))]).await;
     let id = node.create(json!({"agent": "writer", "input": "Say something.", "params": {"max_tokens": 9}})).await;
     node.until_said(&id, 2).await;
     assert_eq!(node.run(&id).await["status"], "running", "the first tokens come before the last");

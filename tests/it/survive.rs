@@ -40,15 +40,15 @@ fn assert_seen(seen: &[Event], log: &[Event]) {
 
 #[tokio::test]
 async fn a_kill_loses_no_run_and_ends_none_twice() {
-    let mut node = Node::start("worker.concurrency = 2\nruns.backoff_base = \"1500ms\"").await;
+    let mut node = Node::start("worker.concurrency = 2\nruns.backoff_base = \"4s\"").await;
     let failing = json!({"tokens": 3, "fail_at": 2});
     let backing_off =
         node.create(json!({"agent": "scripted", "input": "x", "max_attempts": 2, "params": failing})).await;
     node.until(&backing_off, &["scheduled"]).await;
     let mut delayed = talking(3, 0);
-    delayed["delay_ms"] = json!(1_500);
+    delayed["delay_ms"] = json!(3_000);
     let delayed = node.create(delayed).await;
-    let running = [node.create(talking(40, 20)).await, node.create(talking(40, 20)).await];
+    let running = [node.create(talking(100, 20)).await, node.create(talking(100, 20)).await];
     for id in &running {
         node.until_said(id, 3).await;
     }
@@ -95,7 +95,7 @@ async fn a_kill_loses_no_run_and_ends_none_twice() {
 #[tokio::test]
 async fn a_viewer_of_any_number_goes_on_after_a_kill() {
     let mut node = Node::start("").await;
-    let id = node.create(talking(60, 10)).await;
+    let id = node.create(talking(120, 10)).await;
     let mut viewer = node.stream(&id).await;
     let mut seen = viewer.through(|event| event.text() == "t20 ").await;
     node.kill9().await;
@@ -285,7 +285,7 @@ async fn kills_at_random_moments_break_no_promise() {
 #[tokio::test]
 async fn a_shutdown_accepts_nothing_new_and_lets_live_runs_end() {
     let mut node = Node::start("worker.concurrency = 1\nworker.drain_grace = \"1m\"").await;
-    let id = node.create(talking(80, 20)).await;
+    let id = node.create(talking(150, 20)).await;
     let mut viewer = node.stream(&id).await;
     let mut seen = viewer.through(|event| event.kind == "message.delta").await;
     let queued = node.create(talking(2, 0)).await;
@@ -344,7 +344,7 @@ async fn a_shutdown_whose_grace_is_over_releases_runs_at_no_charge() {
 #[tokio::test]
 async fn a_release_leaves_the_whole_budget_to_the_kills_that_follow() {
     let mut node = Node::start("worker.drain_grace = \"0s\"").await;
-    let mut body = talking(60, 20);
+    let mut body = talking(100, 20);
     body["max_attempts"] = json!(2);
     let id = node.create(body).await;
     for _ in 0..2 {
@@ -378,7 +378,7 @@ async fn a_second_signal_hurries_the_shutdown() {
 #[tokio::test]
 async fn a_kill_during_the_shutdown_loses_nothing_either() {
     let mut node = Node::start("worker.drain_grace = \"1h\"").await;
-    let id = node.create(talking(60, 20)).await;
+    let id = node.create(talking(100, 20)).await;
     node.until_said(&id, 2).await;
     node.sigterm();
     eventually("the node drains", async || (node.get("/ready").await.status == 503).then_some(())).await;

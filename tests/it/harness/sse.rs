@@ -60,8 +60,6 @@ pub(crate) struct Stream {
     unread: BytesMut,
     /// All frames so far, as they came, without comments and `retry:`.
     pub(crate) bytes: Vec<u8>,
-    /// How many comments came.
-    pub(crate) comments: usize,
     retry: bool,
 }
 
@@ -74,19 +72,23 @@ impl Stream {
         assert_eq!(header("content-type"), "text/event-stream");
         assert_eq!(header("cache-control"), "no-store, no-transform");
         assert_eq!(header("x-accel-buffering"), "no");
-        Self { response, unread: BytesMut::new(), bytes: Vec::new(), comments: 0, retry: false }
+        Self { response, unread: BytesMut::new(), bytes: Vec::new(), retry: false }
     }
 
     pub(crate) fn headers(&self) -> &HeaderMap {
         self.response.headers()
     }
 
-    /// The next event; `None` at the end.
+    /// The next event; `None` at the end. Comments do not prolong its deadline.
     pub(crate) async fn next(&mut self) -> Option<Event> {
+        soon("the stream's next event", self.event()).await
+    }
+
+    async fn event(&mut self) -> Option<Event> {
         loop {
-            match soon("the stream's next block", self.block()).await? {
+            match self.block().await? {
                 Block::Event(frame) => return Some(Event::of_frame(&frame)),
-                Block::Comment => self.comments += 1,
+                Block::Comment => {}
                 Block::Retry => {
                     assert!(!self.retry, "a second retry");
                     self.retry = true;
