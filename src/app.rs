@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,9 @@ use crate::run::Backoff;
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use crate::store::{RunStore, StoreError};
 use crate::telemetry::Metrics;
+
+/// How many connections may wait to be accepted. The kernel's own bound, often 4,096, goes before it.
+const BACKLOG: u32 = 4_096;
 
 /// A complete Runcast: an engine and its HTTP API. A cheap handle.
 #[derive(Clone)]
@@ -219,8 +222,6 @@ fn stage(state: &ApiState, number: u8, doing: String) {
 pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &Engine)) -> Result<(), StartError> {
     tracing::info!("start 1/7: the configuration is read");
     let listen = |source| StartError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
     let state = Data::new(ApiState::new(api_settings(&config, true)));
     let served = state.clone();
     let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
@@ -236,9 +237,12 @@ pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &En
         // By then the streams have ended.
         .shutdown_timeout(3)
         .disable_signals()
-        .listen(listener)
-        .map_err(StartError::Serve)?
-        .run();
+        // A thousand viewers may come back at the same moment; whom the queue has no place for waits a second.
+        .backlog(BACKLOG)
+        .bind(config.listen)
+        .map_err(listen)?;
+    let address = server.addrs().first().copied().unwrap_or(config.listen);
+    let server = server.run();
     stage(&state, 2, format!("listening on {address}"));
     let handle = server.handle();
     let mut serving = actix::spawn(server);
