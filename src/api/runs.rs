@@ -1,5 +1,6 @@
 //! The routes of runs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix_web::http::header::{ACCEPT, CACHE_CONTROL, LOCATION};
@@ -103,7 +104,7 @@ pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer 
         agent: query.text("agent"),
         created_after: query.parsed("created_after", "an RFC 3339 time")?,
         created_before: query.parsed("created_before", "an RFC 3339 time")?,
-        metadata: query.prefixed("metadata.").collect(),
+        metadata: labels(&mut query)?,
     };
     query.end("status, agent, metadata.KEY, created_after, created_before, limit, cursor")?;
     let mut runs = state.engine()?.list(&caller(&request), filter, limit + 1).await?;
@@ -252,6 +253,18 @@ fn event_stream(state: &ApiState, viewer: Viewer, location: Option<String>) -> H
 fn accepts_stream(request: &HttpRequest) -> bool {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split([',', ';']).any(|part| part.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
+/// The labels that a list is to be filtered by.
+fn labels(query: &mut Query) -> Result<BTreeMap<String, String>, Problem> {
+    let mut labels = BTreeMap::new();
+    for (label, value) in query.prefixed("metadata.") {
+        let field = format!("metadata.{}", label.chars().take(64).collect::<String>());
+        if labels.insert(label, value).is_some() {
+            return Err(Problem::field(field, "expected once"));
+        }
+    }
+    Ok(labels)
 }
 
 fn page_limit(query: &mut Query, state: &ApiState) -> Result<usize, Problem> {

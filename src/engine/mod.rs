@@ -272,7 +272,11 @@ impl Engine {
 
     /// Watches the tenant's run `id` after event number `after`.
     pub async fn watch(&self, tenant: &Tenant, id: RunId, after: u64) -> Result<Watched, RunRequestError> {
-        match self.node.feed.open(tenant, id, after).await? {
+        self.open(tenant, id, after, true).await
+    }
+
+    async fn open(&self, tenant: &Tenant, id: RunId, after: u64, watches: bool) -> Result<Watched, RunRequestError> {
+        match self.node.feed.open(tenant, id, after, watches).await? {
             Opened::Viewer(viewer) => Ok(Watched::Viewer(viewer)),
             Opened::SeenAll => Ok(Watched::SeenAll),
             Opened::Beyond { last } => Err(RunRequestError::Beyond { last }),
@@ -287,7 +291,7 @@ impl Engine {
         if stored.run.status.is_final() {
             return Ok(stored);
         }
-        if let Watched::Viewer(viewer) = self.watch(tenant, id, stored.run.last_seq).await? {
+        if let Watched::Viewer(viewer) = self.open(tenant, id, stored.run.last_seq, false).await? {
             // Out of patience is an answer, too.
             tokio::time::timeout(patience, viewer.ended()).await.unwrap_or_default();
         }

@@ -23,6 +23,9 @@ const HORIZON: Duration = Duration::from_secs(60);
 /// The actor looks at the clock at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// The wait before a timer is fired again that the store could not be told of.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// How many timers are read from the store at a time.
 const PAGE: usize = 4096;
 
@@ -109,9 +112,16 @@ impl Timers {
         let fire = stream::iter(due)
             .map(move |timer| fire(Arc::clone(&node), timer))
             .buffer_unordered(FIRING)
-            .collect::<Vec<()>>();
-        context.spawn(fire.into_actor(self).map(|_, actor, context| {
+            .filter_map(std::future::ready)
+            .collect::<Vec<_>>();
+        context.spawn(fire.into_actor(self).map(|failed, actor, context| {
             actor.firing = false;
+            if !failed.is_empty() {
+                context.run_later(RETRY, |actor, context| {
+                    actor.ordered.extend(failed);
+                    actor.look(context);
+                });
+            }
             actor.look(context);
         }));
     }
@@ -132,8 +142,8 @@ impl Timers {
     }
 }
 
-/// Tells the machine that `timer` is due. What cannot be told now is read from the store again.
-async fn fire(node: Arc<Node>, timer: TimerKey) {
+/// Tells the machine that `timer` is due. Hands it back when the store could not be told.
+async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
     let now = node.clock.now();
     match node.store.transition(None, timer.run, timer.kind.command(), now).await {
         Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
@@ -146,8 +156,12 @@ async fn fire(node: Arc<Node>, timer: TimerKey) {
             node.metrics.timer_lateness.observe(now.since(timer.due).as_secs_f64());
             settle(&node, transition);
         }
-        Err(error) => tracing::warn!(run = %timer.run, %error, "cannot fire a timer; it is tried again soon"),
+        Err(error) => {
+            tracing::warn!(run = %timer.run, %error, "cannot fire a timer; it is tried again soon");
+            return Some(timer);
+        }
     }
+    None
 }
 
 impl Actor for Timers {

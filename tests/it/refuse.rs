@@ -175,6 +175,7 @@ async fn paths_queries_and_headers_that_make_no_sense_are_refused() {
         ("/v1/runs?created_after=yesterday", "created_after"),
         ("/v1/runs?created_before=1", "created_before"),
         ("/v1/runs?colour=red", "colour"),
+        ("/v1/runs?metadata.a=1&metadata.a=2", "metadata.a"),
         ("/v1/runs/not-a-uuid", "id"),
         ("/v1/runs/not-a-uuid/stream", "id"),
         ("/v1/runs/not-a-uuid/events", "id"),

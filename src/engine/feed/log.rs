@@ -53,6 +53,9 @@ struct Inner {
     /// Frames are waiting for the commit they are part of, so nothing new is shown meanwhile.
     held: bool,
     end: Option<End>,
+    /// Everybody who reads here.
+    readers: usize,
+    /// Those of them whose leaving matters to a run that wants to be watched.
     viewers: usize,
     cancel_unwatched: bool,
     wakers: Slab<Option<Waker>>,
@@ -109,6 +112,7 @@ impl RunLog {
             sealed: false,
             held: false,
             end: None,
+            readers: 0,
             viewers: 0,
             cancel_unwatched: false,
             wakers: Slab::new(),
@@ -293,19 +297,22 @@ impl RunLog {
         Read::Wait
     }
 
-    /// A viewer comes; the answer is its slot.
-    pub(super) fn enter(&self) -> usize {
+    /// A reader comes, who watches or merely waits; the answer is its slot.
+    pub(super) fn enter(&self, watches: bool) -> usize {
         let mut inner = self.inner.lock();
-        inner.viewers += 1;
+        inner.readers += 1;
+        inner.viewers += usize::from(watches);
         inner.wakers.insert(None)
     }
 
-    /// A viewer leaves. `Some` when it was the last, with whether the run is to be cancelled for it.
-    pub(super) fn leave(&self, slot: usize) -> Option<bool> {
+    /// A reader leaves.
+    pub(super) fn leave(&self, slot: usize, watches: bool) -> Left {
         let mut inner = self.inner.lock();
         inner.wakers.remove(slot);
-        inner.viewers -= 1;
-        (inner.viewers == 0).then_some(inner.cancel_unwatched && inner.end.is_none())
+        inner.readers -= 1;
+        inner.viewers -= usize::from(watches);
+        let last_viewer = watches && inner.viewers == 0;
+        Left { unwatched: last_viewer && inner.cancel_unwatched && inner.end.is_none(), deserted: inner.readers == 0 }
     }
 
     /// The run is to be cancelled when its last viewer has gone.
@@ -313,14 +320,18 @@ impl RunLog {
         self.inner.lock().cancel_unwatched = true;
     }
 
-    pub(super) fn viewers(&self) -> usize {
-        self.inner.lock().viewers
+    pub(super) fn is_watched(&self) -> bool {
+        self.inner.lock().viewers > 0
+    }
+
+    pub(super) fn readers(&self) -> usize {
+        self.inner.lock().readers
     }
 
     /// Nobody needs the log in memory.
     pub(super) fn is_idle(&self) -> bool {
         let inner = self.inner.lock();
-        inner.viewers == 0 && !inner.owned
+        inner.readers == 0 && !inner.owned
     }
 
     /// About how many bytes the log holds.
@@ -336,6 +347,15 @@ impl RunLog {
         inner.after?;
         Some(Shown { visible: inner.visible, reserved: inner.reserved.max(inner.visible), end: inner.end })
     }
+}
+
+/// What a reader leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Left {
+    /// It was the last viewer of a run that is to be cancelled without one.
+    pub(super) unwatched: bool,
+    /// It was the last reader.
+    pub(super) deserted: bool,
 }
 
 /// How far a log is shown.

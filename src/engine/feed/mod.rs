@@ -157,8 +157,15 @@ impl Feed {
         }
     }
 
-    /// Opens the log of the tenant's run `id` after number `after`.
-    pub(crate) async fn open(&self, tenant: &Tenant, id: RunId, after: u64) -> Result<Opened, StoreError> {
+    /// Opens the log of the tenant's run `id` after number `after`, for somebody who watches, or who merely
+    /// waits for the end: that is not watching, where a run wants to be watched.
+    pub(crate) async fn open(
+        &self,
+        tenant: &Tenant,
+        id: RunId,
+        after: u64,
+        watches: bool,
+    ) -> Result<Opened, StoreError> {
         // A log is made only for a run that is this tenant's.
         let in_memory = self.shard(id).lock().contains_key(&id);
         let known = match in_memory {
@@ -169,7 +176,7 @@ impl Feed {
             },
         };
         // The place in the log is taken first and the log loaded then, so that nothing is missed between.
-        let viewer = self.enter(id, tenant);
+        let viewer = self.enter(id, tenant, watches);
         if viewer.log().tenant != *tenant {
             return Ok(Opened::Missing);
         }
@@ -205,23 +212,22 @@ impl Feed {
         Ok(Opened::Viewer(Box::new(viewer.after(after))))
     }
 
-    fn enter(&self, id: RunId, tenant: &Tenant) -> Viewer {
+    fn enter(&self, id: RunId, tenant: &Tenant, watches: bool) -> Viewer {
         let mut shard = self.shard(id).lock();
         let log = Arc::clone(shard.entry(id).or_insert_with(|| RunLog::new(id, tenant.clone())));
-        let slot = log.enter();
+        let slot = log.enter(watches);
         drop(shard);
-        Viewer::new(self.clone(), log, slot)
+        Viewer::new(self.clone(), log, slot, watches)
     }
 
-    fn leave(&self, log: &RunLog, slot: usize) {
-        match log.leave(slot) {
-            None => {}
-            Some(true) => {
-                // Nobody listens any more once the node has stopped.
-                self.shared.unwatched.send(log.id).unwrap_or_default();
-            }
-            // A log that is done, or was opened for a viewer alone, goes with its last viewer.
-            Some(false) => self.evict(log.id),
+    fn leave(&self, log: &RunLog, slot: usize, watches: bool) {
+        let left = log.leave(slot, watches);
+        if left.unwatched {
+            // Nobody listens any more once the node has stopped.
+            self.shared.unwatched.send(log.id).unwrap_or_default();
+        } else if left.deserted {
+            // A log that is done, or was opened for a viewer alone, goes with its last reader.
+            self.evict(log.id);
         }
     }
 
@@ -249,7 +255,7 @@ impl Feed {
     }
 
     fn watched(&self, id: RunId) -> bool {
-        self.shard(id).lock().get(&id).is_some_and(|log| log.viewers() > 0)
+        self.shard(id).lock().get(&id).is_some_and(|log| log.is_watched())
     }
 
     /// How many logs are in memory.
@@ -260,7 +266,7 @@ impl Feed {
     /// How many viewers there are.
     pub(crate) fn viewers(&self) -> usize {
         let count =
-            |shard: &Mutex<HashMap<_, Arc<RunLog>>>| shard.lock().values().map(|log| log.viewers()).sum::<usize>();
+            |shard: &Mutex<HashMap<_, Arc<RunLog>>>| shard.lock().values().map(|log| log.readers()).sum::<usize>();
         self.shared.shards.iter().map(count).sum()
     }
 

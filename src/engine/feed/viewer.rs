@@ -31,6 +31,7 @@ pub struct Viewer {
     feed: Feed,
     log: Arc<RunLog>,
     slot: usize,
+    watches: bool,
     seen: u64,
     reading: Option<BoxFuture<'static, Result<Vec<Segment>, StoreError>>>,
     loaded: VecDeque<Segment>,
@@ -39,8 +40,8 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    pub(super) fn new(feed: Feed, log: Arc<RunLog>, slot: usize) -> Self {
-        Self { feed, log, slot, seen: 0, reading: None, loaded: VecDeque::new(), heartbeat: None, end: None }
+    pub(super) fn new(feed: Feed, log: Arc<RunLog>, slot: usize, watches: bool) -> Self {
+        Self { feed, log, slot, watches, seen: 0, reading: None, loaded: VecDeque::new(), heartbeat: None, end: None }
     }
 
     pub(super) fn log(&self) -> &RunLog {
@@ -139,6 +140,6 @@ impl Stream for Viewer {
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        self.feed.leave(&self.log, self.slot);
+        self.feed.leave(&self.log, self.slot, self.watches);
     }
 }
