@@ -265,6 +265,17 @@ async fn a_run_that_wants_to_be_watched_is_cancelled_when_its_last_viewer_has_go
 }
 
 #[tokio::test]
+async fn who_merely_waits_for_a_run_does_not_count_as_its_viewer() {
+    let node = Node::start("feed.disconnect_grace = \"0s\"").await;
+    let mut body = talking(40, 10);
+    body["on_disconnect"] = json!("cancel");
+    let id = node.create(body).await;
+    let waited = node.get(&format!("/v1/runs/{id}/wait?timeout_ms=50")).await;
+    assert_eq!(waited.json()["status"], "running");
+    assert_eq!(node.wait_final(&id).await["status"], "completed");
+}
+
+#[tokio::test]
 async fn a_viewer_that_comes_back_within_the_grace_keeps_its_run() {
     let node = Node::start("feed.disconnect_grace = \"1s\"").await;
     let mut body = talking(40, 40);
