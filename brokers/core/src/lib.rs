@@ -134,6 +134,17 @@ pub struct Capabilities {
     pub max_message_bytes: usize,
 }
 
+impl Capabilities {
+    /// Refuses a message or payload that is larger than the adapter takes, as [`ErrorKind::Permanent`].
+    pub fn check_size(&self, bytes: &[u8]) -> Result<(), BrokerError> {
+        if bytes.len() <= self.max_message_bytes {
+            return Ok(());
+        }
+        let text = format!("{} bytes are over the limit of {}", bytes.len(), self.max_message_bytes);
+        Err(BrokerError::new(ErrorKind::Permanent, text))
+    }
+}
+
 /// How much a queue holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {

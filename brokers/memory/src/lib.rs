@@ -120,7 +120,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn publish(&self, queue: &Name, message: Bytes) -> Result<(), BrokerError> {
-        check_size(&message)?;
+        self.capabilities().check_size(&message)?;
         self.queues.open(|open| open.publish(queue, message))??.wake();
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn announce(&self, topic: &Name, payload: Bytes) -> Result<(), BrokerError> {
-        check_size(&payload)?;
+        self.capabilities().check_size(&payload)?;
         if let Some(watchers) = self.topics.open(|open| open.watchers(topic))? {
             watchers.iter().for_each(|watcher| watcher.push(payload.clone()));
         }
@@ -142,7 +142,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn presence(&self, node: &Name, payload: Bytes, ttl: Duration) -> Result<(), BrokerError> {
-        check_size(&payload)?;
+        self.capabilities().check_size(&payload)?;
         self.nodes.open(|open| open.set(node, payload, ttl))
     }
 
@@ -184,14 +184,6 @@ impl Broker for MemoryBroker {
     async fn close(&self) {
         self.close_now();
     }
-}
-
-fn check_size(bytes: &Bytes) -> Result<(), BrokerError> {
-    if bytes.len() <= MAX_MESSAGE_BYTES {
-        return Ok(());
-    }
-    let text = format!("{} bytes are over the limit of {MAX_MESSAGE_BYTES}", bytes.len());
-    Err(BrokerError::new(ErrorKind::Permanent, text))
 }
 
 /// The moment `after` from now. A duration too long for the clock counts as thirty years, which is

@@ -166,7 +166,7 @@ impl Broker for RedisBroker {
     }
 
     async fn publish(&self, queue: &Name, message: Bytes) -> Result<(), BrokerError> {
-        check_size(&message)?;
+        self.capabilities().check_size(&message)?;
         let mut script = scripts::PUBLISH.key(self.settling.keys.queue(queue));
         script.arg(self.options.max_messages).arg(&*message);
         if self.open(self.link().script::<bool>(&script)).await? { Ok(()) } else { Err(self.full(queue)) }
@@ -192,7 +192,7 @@ impl Broker for RedisBroker {
     }
 
     async fn announce(&self, topic: &Name, payload: Bytes) -> Result<(), BrokerError> {
-        check_size(&payload)?;
+        self.capabilities().check_size(&payload)?;
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(self.settling.keys.topic(topic)).arg(&*payload);
         self.open(self.link().command(&publish)).await
@@ -206,7 +206,7 @@ impl Broker for RedisBroker {
     }
 
     async fn presence(&self, node: &Name, payload: Bytes, ttl: Duration) -> Result<(), BrokerError> {
-        check_size(&payload)?;
+        self.capabilities().check_size(&payload)?;
         let keys = &self.settling.keys;
         let mut script = scripts::PRESENCE.key(keys.nodes());
         script.key(keys.payloads()).arg(node.as_str()).arg(&*payload).arg(millis(ttl));
@@ -298,14 +298,6 @@ impl RedisBroker {
         let text = format!("queue {queue} is full: it holds {} messages", self.options.max_messages);
         BrokerError::new(ErrorKind::Transient, text)
     }
-}
-
-fn check_size(bytes: &Bytes) -> Result<(), BrokerError> {
-    if bytes.len() <= MAX_MESSAGE_BYTES {
-        return Ok(());
-    }
-    let text = format!("{} bytes are over the limit of {MAX_MESSAGE_BYTES}", bytes.len());
-    Err(BrokerError::new(ErrorKind::Permanent, text))
 }
 
 /// Whether `id` has the form of a stream's ids: one number, or two with a dash between.
