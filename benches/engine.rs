@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use runcast::clock::{Clock, SystemClock};
@@ -96,6 +97,7 @@ async fn whole_run(store: Arc<dyn RunStore>) {
         agents: [("scripted".to_owned(), "1".to_owned())].into(),
         room: 1,
         reserve: 1024,
+        lease: Duration::from_secs(15),
         now: SystemClock.now(),
     };
     // Whichever run is next: with many at once it need not be the caller's own.

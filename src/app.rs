@@ -27,7 +27,7 @@ use crate::config::{self, AgentKind, Config, Protocol};
 use crate::engine::{Engine, FeedSettings, Parts, Settings};
 use crate::run::Backoff;
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
-use crate::store::{RunStore, StoreError};
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// How many connections may wait to be accepted. The kernel's own bound, often 4,096, goes before it.
@@ -43,7 +43,7 @@ pub struct Runcast {
 /// Puts a [`Runcast`] together. What is not given is taken from the configuration.
 pub struct Builder {
     config: Config,
-    store: Option<Arc<dyn RunStore>>,
+    store: Option<Arc<dyn Store>>,
     broker: Option<Arc<dyn Broker>>,
     agents: Vec<Arc<dyn Agent>>,
     clock: Arc<dyn Clock>,
@@ -145,7 +145,7 @@ impl Builder {
 
     /// Uses this store.
     #[must_use]
-    pub fn store(mut self, store: Arc<dyn RunStore>) -> Self {
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
         self
     }
@@ -470,6 +470,7 @@ fn engine_settings(config: &Config) -> Settings {
             ended_linger: config.feed.ended_linger,
             disconnect_grace: config.feed.disconnect_grace,
         },
+        lease: config.recovery.lease,
         sweep_interval: config.recovery.sweep_interval,
         max_input: config.limits.max_input,
         max_waiting: config.limits.max_waiting as u64,

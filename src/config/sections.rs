@@ -205,6 +205,10 @@ section! {
         /// How often runs are looked for that are queued and were not woken, or that nobody executes any more. The
         /// longest that a lost wake-up can delay a run; far more often would cost queries and find nothing.
         pub sweep_interval: Duration = s(5) => Span(ms(100), s(600));
+        /// How long a run belongs to the worker that claimed it, unless the worker extends that, which it does three
+        /// times as often. A run whose worker has died is found so much later, and the next sweep; a worker that cannot
+        /// reach the store for so long suspends its runs. Without meaning on SQLite, which has one process.
+        pub lease: Duration = s(15) => Span(s(1), s(600));
     }
 }
 

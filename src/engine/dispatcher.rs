@@ -77,6 +77,7 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
         agents: Arc::clone(&node.agent_versions),
         room: deliveries.len(),
         reserve: node.settings.reserve,
+        lease: node.settings.lease,
         now: node.clock.now(),
     };
     match node.store.claim(claim).await {

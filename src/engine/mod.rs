@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::{AgentCard, Agents};
 use crate::clock::Clock;
 use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
-use crate::store::{Deleted, RunFilter, RunStore, StoreError, Stored, Transition};
+use crate::store::{Deleted, RunFilter, Store, StoreError, Stored, Transition};
 use crate::telemetry::Metrics;
 
 pub use create::{CreateError, CreateRun, Key, Start};
@@ -52,7 +52,7 @@ const RELEASE: Duration = Duration::from_secs(10);
 /// What an engine is made of.
 pub struct Parts {
     /// Keeps the truth.
-    pub store: Arc<dyn RunStore>,
+    pub store: Arc<dyn Store>,
     /// Carries wake-ups.
     pub broker: Arc<dyn Broker>,
     /// What can be run here.
@@ -88,7 +88,9 @@ pub struct Settings {
     pub max_unflushed: usize,
     /// Bounds of the logs in memory.
     pub feed: FeedSettings,
-    /// How often lost wake-ups are made up for.
+    /// How long a claimed run is the node's, unless it extends that; which it does three times as often.
+    pub lease: Duration,
+    /// How often lost wake-ups are made up for, and runs looked for whose lease has ended.
     pub sweep_interval: Duration,
     /// The largest input, in bytes of text.
     pub max_input: usize,
@@ -101,7 +103,7 @@ pub struct Settings {
 /// What the engine's own parts share.
 pub(crate) struct Node {
     name: Arc<str>,
-    store: Arc<dyn RunStore>,
+    store: Arc<dyn Store>,
     broker: Arc<dyn Broker>,
     queue: Name,
     agents: Agents,
@@ -191,7 +193,7 @@ impl Engine {
     /// [`serve`](Self::serve). Needs an actix system.
     pub async fn start(parts: Parts) -> Self {
         let Parts { store, broker, agents, clock, metrics, settings } = parts;
-        let (feed, mut to_cancel) = Feed::start(Arc::clone(&store), settings.feed.clone());
+        let (feed, mut to_cancel) = Feed::start(store.clone(), settings.feed.clone());
         let arbiters: Vec<_> = (0..settings.supervisors.max(1)).map(|_| Arbiter::new()).collect();
         let supervisors: Vec<_> = arbiters
             .iter()

@@ -63,6 +63,7 @@ fn settings() -> Settings {
             ended_linger: Duration::from_secs(1),
             disconnect_grace: Duration::from_secs(1),
         },
+        lease: Duration::from_secs(15),
         sweep_interval: Duration::from_secs(3600),
         max_input: 1 << 20,
         max_waiting: 100,

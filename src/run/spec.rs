@@ -23,6 +23,12 @@ impl RunId {
         Self(id)
     }
 
+    /// The id as a UUID.
+    #[must_use]
+    pub fn as_uuid(&self) -> &Uuid {
+        &self.0
+    }
+
     /// The bytes, in the order that sorts by age.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {

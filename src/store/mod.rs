@@ -1,8 +1,9 @@
 //! The store keeps the truth: which runs there are, how they stand, and what their logs say.
 //!
-//! [`RunStore`] is the contract; `sqlite` implements it for one process. No SQL dialect shows in the
-//! contract, and the adapters do not decide anything: every change of a run's state is the pure
-//! machine's (`crate::run`), made under the row's lock or by the run's owner.
+//! [`Store`] is the contract: [`RunStore`], [`DeadLetterStore`] and [`NodeStore`] together. `sqlite`
+//! implements it for one process, `postgres` for many. No SQL dialect shows in the contract, and the
+//! adapters do not decide anything: every change of a run's state is the pure machine's
+//! (`crate::run`), made under the row's lock or by the run's owner.
 //!
 //! Two kinds of writers change a run. While it is `running`, its owner commits what it has decided,
 //! fenced by the attempt ([`RunStore::commit`]). At any other time whoever comes first changes it
@@ -16,14 +17,22 @@ mod suite;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::run::{Command, Effect, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
 
 pub use crate::run::StepRecord;
 
 pub use error::StoreError;
+
+/// All that a store keeps.
+pub trait Store: RunStore + DeadLetterStore + NodeStore {}
+
+impl<S: RunStore + DeadLetterStore + NodeStore> Store for S {}
 
 /// Keeps runs, their logs, steps, timers and commands. All methods are cancellation safe: a dropped
 /// call either happened as a whole or not at all.
@@ -41,12 +50,18 @@ pub trait RunStore: Send + Sync + 'static {
     /// Removes a final run with all that belongs to it.
     async fn delete(&self, tenant: &Tenant, id: RunId) -> Result<Deleted, StoreError>;
 
-    /// Claims the next queued runs: highest priority first, then oldest. Each one's status, attempt
-    /// and first event are written in the same transaction. None left is no error.
+    /// Claims the next queued runs: highest priority first, then oldest. Each one's status, attempt,
+    /// lease and first event are written in the same transaction. None left is no error.
     async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError>;
 
     /// Writes what the owner of a running run has decided, if it still is the owner.
     async fn commit(&self, commit: Commit) -> Result<Committed, StoreError>;
+
+    /// Extends the leases of `owned` (runs and the attempts that own them) to `lease` from now, in one
+    /// statement. The answer holds those that still are the run's; the others are lost. A lease that has
+    /// ended can be extended as long as nobody has taken the run. A store of one process has no leases
+    /// that end, and merely tells which are still owned.
+    async fn extend(&self, owned: &[(RunId, u32)], lease: Duration) -> Result<Vec<Held>, StoreError>;
 
     /// Lets the machine decide `command` for run `id` under the lock of its row, and writes what
     /// follows. A running run is left to its owner: `Cancel` is kept as a row for it to find, and every
@@ -76,8 +91,9 @@ pub trait RunStore: Send + Sync + 'static {
     async fn drop_timer(&self, timer: TimerKey) -> Result<(), StoreError>;
 
     /// Gives up the attempt of up to `limit` running runs whose owner is gone, by the machine's
-    /// `Crash` (or the cancel that waits for them). For a store of one process those are the runs that
-    /// were running when it was opened; an empty answer means that there are none left.
+    /// `Crash` (or the cancel that waits for them). For a store of many nodes those are the runs whose
+    /// lease has ended, by the store's clock; for a store of one process those that were running when it
+    /// was opened. An empty answer means that there are none left.
     async fn recover(&self, now: Timestamp, limit: usize) -> Result<Vec<Transition>, StoreError>;
 
     /// Gives up the attempt of a running run whose owner within this process is gone, as
@@ -86,6 +102,15 @@ pub trait RunStore: Send + Sync + 'static {
 
     /// How many runs have each status that is not final.
     async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError>;
+
+    /// How the logs of `runs` stand, in any order; runs that do not exist are left out.
+    async fn heads(&self, runs: &[RunId]) -> Result<Vec<Head>, StoreError>;
+
+    /// How many runs are queued for each agent and version; agents without any are left out.
+    async fn queued(&self) -> Result<Vec<Queued>, StoreError>;
+
+    /// How much waits where.
+    async fn depths(&self) -> Result<Depths, StoreError>;
 
     /// Removes idempotency keys kept since before `before`, at most `limit`; returns how many.
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError>;
@@ -96,6 +121,151 @@ pub trait RunStore: Send + Sync + 'static {
     /// Finishes what was accepted and closes. Idempotent; later calls fail with
     /// [`StoreError::Closed`].
     async fn close(&self);
+}
+
+/// Keeps what could not be done and waits for a person: runs that have failed (put there with their
+/// final event, in the same transaction, and removed with the run), and messages of foreign queues that
+/// no run could be made of. All methods are cancellation safe.
+#[async_trait]
+pub trait DeadLetterStore: Send + Sync + 'static {
+    /// Keeps a letter. One that is there already, by its id, is left as it is.
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError>;
+
+    /// Letters, in the order of their times and ids, at most `limit`, beginning after `after`.
+    async fn dead_letters(&self, after: Option<(Timestamp, Uuid)>, limit: usize)
+    -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// The letter `id`.
+    async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError>;
+
+    /// Removes letters; returns how many there were. The runs they are about stay.
+    async fn discard(&self, letters: Discard) -> Result<u64, StoreError>;
+}
+
+/// Keeps what all nodes on one store must agree on.
+#[async_trait]
+pub trait NodeStore: Send + Sync + 'static {
+    /// What all nodes have agreed on. The first node that asks decides it by `proposal`; so does one that
+    /// asks to `adopt`, whatever was agreed before.
+    async fn agree(&self, proposal: &Proposal, adopt: bool) -> Result<Agreement, StoreError>;
+}
+
+/// What a node would have all nodes agree on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// `local` or `production`.
+    pub mode: String,
+    /// The broker namespace.
+    pub namespace: String,
+}
+
+/// What the nodes on one store have agreed on, and what there is to know of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreement {
+    /// Made up when the store was: tells stores apart.
+    pub store: Uuid,
+    /// What was proposed first, or adopted since.
+    pub agreed: Proposal,
+    /// The schema version of the data.
+    pub schema: u32,
+    /// The schema version that this program would bring the data to. It can work with the one before, too.
+    pub known_schema: u32,
+    /// The store's own clock.
+    pub clock: Timestamp,
+}
+
+/// Something that could not be done and waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The run's id, or one made for the message.
+    pub id: Uuid,
+    /// When it came here.
+    pub at: Timestamp,
+    /// Where it came from: `run`, or the name of the foreign queue.
+    pub source: String,
+    /// The run that failed.
+    pub run: Option<RunId>,
+    /// What a person will read.
+    pub reason: String,
+    /// The message as it came; empty for a run.
+    pub payload: Bytes,
+}
+
+impl DeadLetter {
+    /// The letter about a run that has failed.
+    #[must_use]
+    pub fn of_run(run: &Run) -> Self {
+        let reason = run.error.as_ref().map(|error| format!("{}: {}", error.code, error.message));
+        Self {
+            id: *run.spec.id.as_uuid(),
+            at: run.finished_at.unwrap_or(run.spec.created_at),
+            source: "run".to_owned(),
+            run: Some(run.spec.id),
+            reason: reason.unwrap_or_default(),
+            payload: Bytes::new(),
+        }
+    }
+}
+
+/// Which letters to remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// This one.
+    One(Uuid),
+    /// All of them.
+    All,
+}
+
+/// A run that is still owned by the attempt that asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The run.
+    pub run: RunId,
+    /// The attempt.
+    pub attempt: u32,
+    /// A cancel waits for its owner.
+    pub cancel_requested: bool,
+}
+
+/// How a run's log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The run.
+    pub run: RunId,
+    /// The number of the last event in the store.
+    pub last_seq: u64,
+    /// The run's status.
+    pub status: Status,
+}
+
+/// How many runs are queued for an agent.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Queued {
+    /// The agent's name.
+    pub agent: String,
+    /// Its version.
+    pub version: String,
+    /// How many runs are queued for it.
+    pub runs: u64,
+}
+
+/// How much waits where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depths {
+    /// Queued, with a priority of 0 or lower.
+    pub pending: u64,
+    /// Queued, with a priority above 0.
+    pub high_priority: u64,
+    /// Running.
+    pub processing: u64,
+    /// Scheduled for another attempt.
+    pub retry: u64,
+    /// Scheduled for any other reason.
+    pub scheduled: u64,
+    /// Waiting for input or approval.
+    pub waiting: u64,
+    /// Dead letters.
+    pub failed: u64,
 }
 
 /// A run and what the store keeps beside its state.
@@ -187,6 +357,8 @@ pub struct Claim {
     pub room: usize,
     /// How many sequence numbers to reserve for each.
     pub reserve: u64,
+    /// How long they are this node's, unless it extends that.
+    pub lease: Duration,
     /// The time.
     pub now: Timestamp,
 }

@@ -7,6 +7,7 @@ mod creating;
 mod history;
 pub(crate) mod kit;
 mod moving;
+mod nodes;
 mod reading;
 mod recovering;
 
@@ -14,13 +15,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::RunStore;
+use super::Store;
 
 pub(crate) use claiming::*;
 pub(crate) use committing::*;
 pub(crate) use creating::*;
 pub(crate) use history::*;
 pub(crate) use moving::*;
+pub(crate) use nodes::*;
 pub(crate) use reading::*;
 pub(crate) use recovering::*;
 
@@ -28,10 +30,11 @@ pub(crate) use recovering::*;
 #[async_trait]
 pub(crate) trait Harness: Send {
     /// The store as it is open now.
-    fn store(&self) -> Arc<dyn RunStore>;
+    fn store(&self) -> Arc<dyn Store>;
 
-    /// Opens the data again as it would be found after `kill -9` at this moment.
-    async fn restart(&mut self) -> Arc<dyn RunStore>;
+    /// Opens the data again as it would be found after `kill -9` at this moment, and when the leases of that
+    /// time have ended.
+    async fn restart(&mut self) -> Arc<dyn Store>;
 }
 
 /// Expands to a module with a test for each case. `$fresh` makes a [`Harness`] over an empty store.
@@ -83,6 +86,14 @@ macro_rules! store_suite {
             runs_are_recovered_by_portions_and_once
             runs_claimed_after_the_start_are_left_alone
             an_attempt_that_lost_its_owner_is_given_up
+            an_owner_extends_what_is_still_its_own
+            heads_tell_how_logs_stand
+            queued_runs_are_counted_by_agent_and_version
+            depths_tell_what_waits_where
+            a_failed_run_leaves_a_dead_letter
+            a_run_that_was_recovered_for_the_last_time_leaves_a_dead_letter
+            dead_letters_are_listed_by_pages_and_discarded
+            the_first_node_decides_what_is_agreed
             counts_match_a_scan_after_any_history
             a_closed_store_refuses_everything
         }

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::dead_letters;
 use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, integer, json, state_columns, unsigned};
 use super::timers::{self, Armed};
@@ -75,6 +76,7 @@ impl Decided {
             }
             if self.run.status.is_final() {
                 forget_commands(conn, id)?;
+                dead_letters::bury_failed(conn, &self.run)?;
             }
             writer.moved(Some(Status::Running), self.run.status);
         }

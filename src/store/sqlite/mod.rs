@@ -8,10 +8,12 @@ mod checkpoint;
 mod claim;
 mod commit;
 mod create;
+mod dead_letters;
 mod error;
 mod jobs;
 mod lock;
 mod log;
+mod node;
 mod reader;
 mod rows;
 mod runs;
@@ -27,10 +29,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use self::checkpoint::Checkpointer;
 use self::claim::Taken;
@@ -42,8 +46,8 @@ use self::reader::Readers;
 use self::rows::Found;
 use self::writer::{Counts, Writer};
 use super::{
-    Claim, Claimed, Commit, Committed, Created, Deleted, NewRun, RunFilter, RunStore, StoreError, Stored, TimerKey,
-    Transition,
+    Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
+    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -221,6 +225,11 @@ impl RunStore for SqliteStore {
         self.writes.call(move |writer| decided.write(writer)).await
     }
 
+    async fn extend(&self, owned: &[(RunId, u32)], _lease: Duration) -> Result<Vec<Held>, StoreError> {
+        let owned = owned.to_vec();
+        self.reads.call(move |conn| runs::held(conn, &owned)).await
+    }
+
     async fn transition(
         &self,
         tenant: Option<&Tenant>,
@@ -267,6 +276,19 @@ impl RunStore for SqliteStore {
         Ok(writer::COUNTED.into_iter().zip(counts).collect())
     }
 
+    async fn heads(&self, runs: &[RunId]) -> Result<Vec<Head>, StoreError> {
+        let runs = runs.to_vec();
+        self.reads.call(move |conn| runs::heads(conn, &runs)).await
+    }
+
+    async fn queued(&self) -> Result<Vec<Queued>, StoreError> {
+        self.reads.call(|conn| runs::queued(conn)).await
+    }
+
+    async fn depths(&self) -> Result<Depths, StoreError> {
+        self.reads.call(runs::depths).await
+    }
+
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
         self.writes.call(move |writer| create::forget_keys(writer.conn(), before, limit)).await
     }
@@ -280,5 +302,36 @@ impl RunStore for SqliteStore {
         self.end();
         // Nothing is ever sent: this ends when the writer has gone.
         drop(self.ended.clone().changed().await);
+    }
+}
+
+#[async_trait]
+impl DeadLetterStore for SqliteStore {
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+        self.writes.call(move |writer| dead_letters::bury(writer.conn(), &letter)).await
+    }
+
+    async fn dead_letters(
+        &self,
+        after: Option<(Timestamp, Uuid)>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.reads.call(move |conn| dead_letters::list(conn, after, limit)).await
+    }
+
+    async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
+        self.reads.call(move |conn| dead_letters::get(conn, id)).await
+    }
+
+    async fn discard(&self, letters: Discard) -> Result<u64, StoreError> {
+        self.writes.call(move |writer| dead_letters::discard(writer.conn(), letters)).await
+    }
+}
+
+#[async_trait]
+impl NodeStore for SqliteStore {
+    async fn agree(&self, proposal: &Proposal, adopt: bool) -> Result<Agreement, StoreError> {
+        let proposal = proposal.clone();
+        self.writes.call(move |writer| node::agree(writer.conn(), &proposal, adopt)).await
     }
 }

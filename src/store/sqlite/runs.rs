@@ -3,10 +3,10 @@
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
-use super::rows::{Found, load, run_id};
+use super::rows::{Found, load, run_id, unsigned};
 use super::writer::COUNTED;
-use crate::run::{RunId, Status, Tenant};
-use crate::store::{Deleted, RunFilter, StoreError};
+use crate::run::{Reason, RunId, Status, Tenant};
+use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError};
 
 /// The tenant's run `id`.
 pub(super) fn get(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Option<Found>, StoreError> {
@@ -114,6 +114,7 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<De
         "DELETE FROM results WHERE run_id = ?",
         "DELETE FROM commands WHERE run_id = ?",
         "DELETE FROM idempotency WHERE run_id = ?",
+        "DELETE FROM dead_letters WHERE id = ?",
         "DELETE FROM specs WHERE run_id = ?",
         "DELETE FROM runs WHERE id = ?",
     ] {
@@ -128,7 +129,7 @@ pub(super) fn count(conn: &Connection) -> Result<[u64; 4], StoreError> {
     for (status, count) in COUNTED.into_iter().zip(&mut counts) {
         let index = if status == Status::Queued { "runs_queued" } else { "runs_by_status" };
         let sql = format!("SELECT count(*) FROM runs INDEXED BY {index} WHERE status = '{status}'");
-        *count = conn.query_row(&sql, [], |row| row.get::<_, i64>(0)).map(super::rows::unsigned)?;
+        *count = conn.query_row(&sql, [], |row| row.get::<_, i64>(0)).map(unsigned)?;
     }
     Ok(counts)
 }
@@ -141,4 +142,69 @@ pub(super) fn running(conn: &Connection) -> Result<Vec<(RunId, u32)>, StoreError
     let mut running = rows.collect::<Result<Vec<_>, _>>()?;
     running.sort_unstable();
     Ok(running)
+}
+
+/// Which of `owned` still are, and whether a cancel waits for their owners.
+pub(super) fn held(conn: &mut Connection, owned: &[(RunId, u32)]) -> Result<Vec<Held>, StoreError> {
+    let snapshot = conn.transaction()?;
+    let mut statement = snapshot.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM commands WHERE run_id = runs.id) FROM runs \
+         WHERE id = ? AND attempt = ? AND status = 'running'",
+    )?;
+    let mut held = Vec::new();
+    for &(run, attempt) in owned {
+        let found = statement.query_row(params![run.as_bytes(), attempt], |row| row.get(0)).optional()?;
+        held.extend(found.map(|cancel_requested| Held { run, attempt, cancel_requested }));
+    }
+    Ok(held)
+}
+
+/// How the logs of `runs` stand.
+pub(super) fn heads(conn: &mut Connection, runs: &[RunId]) -> Result<Vec<Head>, StoreError> {
+    let snapshot = conn.transaction()?;
+    let mut statement = snapshot.prepare_cached("SELECT last_seq, status FROM runs WHERE id = ?")?;
+    let mut heads = Vec::new();
+    for &run in runs {
+        let found = statement.query_row([run.as_bytes()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)));
+        if let Some((last_seq, status)) = found.optional()?
+            && let Some(status) = Status::parse(&status)
+        {
+            heads.push(Head { run, last_seq: unsigned(last_seq), status });
+        }
+    }
+    Ok(heads)
+}
+
+/// How many runs are queued for each agent and version.
+pub(super) fn queued(conn: &Connection) -> Result<Vec<Queued>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT agent, agent_version, count(*) FROM runs INDEXED BY runs_queued WHERE status = 'queued' \
+         GROUP BY agent, agent_version",
+    )?;
+    let queued = statement
+        .query_map([], |row| Ok(Queued { agent: row.get(0)?, version: row.get(1)?, runs: unsigned(row.get(2)?) }))?;
+    Ok(queued.collect::<Result<_, _>>()?)
+}
+
+/// How much waits where, but for what the counts know: those of queued runs by priority, of scheduled
+/// runs by reason, and of dead letters.
+pub(super) fn depths(conn: &mut Connection) -> Result<Depths, StoreError> {
+    let snapshot = conn.transaction()?;
+    let count = |sql: &str| -> Result<u64, StoreError> {
+        Ok(snapshot.prepare_cached(sql)?.query_row([], |row| row.get(0).map(unsigned))?)
+    };
+    let status = |status: Status, condition: &str| {
+        let index = if status == Status::Queued { "runs_queued" } else { "runs_by_status" };
+        count(&format!("SELECT count(*) FROM runs INDEXED BY {index} WHERE status = '{status}' {condition}"))
+    };
+    let backoff = Reason::Backoff.as_str();
+    Ok(Depths {
+        pending: status(Status::Queued, "AND priority <= 0")?,
+        high_priority: status(Status::Queued, "AND priority > 0")?,
+        processing: status(Status::Running, "")?,
+        retry: status(Status::Scheduled, &format!("AND reason = '{backoff}'"))?,
+        scheduled: status(Status::Scheduled, &format!("AND reason IS NOT '{backoff}'"))?,
+        waiting: status(Status::Waiting, "")?,
+        failed: count("SELECT count(*) FROM dead_letters")?,
+    })
 }

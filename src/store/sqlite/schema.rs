@@ -19,7 +19,10 @@ const BUSY: Duration = Duration::from_secs(2);
 const STATEMENTS: usize = 128;
 
 /// The steps from each schema version to the next. The version of a file is how many it has taken.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+
+/// The version that files are brought to.
+pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
 
 /// Opens the database for the writer: creates it, or brings it up to date. Refuses what is not ours.
 pub(super) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Connection, StoreError> {

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::dead_letters;
 use super::log::{self, NewSegment};
 use super::rows::{Binder, Documents, Found, load, state_columns};
 use super::timers::{self, Armed};
@@ -109,6 +110,7 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
     timers::follow(conn, armed, &run)?;
     if run.status.is_final() {
         forget_commands(conn, id)?;
+        dead_letters::bury_failed(conn, &run)?;
     }
     writer.moved(Some(from), run.status);
     Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents))))

@@ -16,6 +16,9 @@ use crate::store::{
 /// How many numbers a claim reserves.
 pub(crate) const RESERVE: u64 = 100;
 
+/// For how long: longer than any case takes.
+pub(crate) const LEASE: Duration = Duration::from_secs(600);
+
 /// What the runs of the cases have used when they end.
 pub(crate) const USED: Usage = Usage { input_tokens: 7, output_tokens: 5, estimated: true };
 
@@ -101,7 +104,8 @@ pub(crate) async fn claim(store: &dyn RunStore, room: usize) -> Vec<Claimed> {
 
 pub(crate) async fn claim_agents(store: &dyn RunStore, room: usize, agents: &[(&str, &str)]) -> Vec<Claimed> {
     let agents: Arc<[_]> = agents.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned())).collect();
-    store.claim(Claim { node: "node-1".into(), agents, room, reserve: RESERVE, now: now() }).await.unwrap()
+    let claim = Claim { node: "node-1".into(), agents, room, reserve: RESERVE, lease: LEASE, now: now() };
+    store.claim(claim).await.unwrap()
 }
 
 pub(crate) async fn transition(store: &dyn RunStore, id: RunId, command: Command, now: Timestamp) -> Transition {
