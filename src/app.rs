@@ -1,17 +1,18 @@
 //! The composition root: the only file that names concrete adapters. Start order and drain order are
 //! here.
 
+mod adapters;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{App, HttpServer};
-use runcast_broker::Broker;
-use runcast_broker_memory::{MemoryBroker, MemoryOptions};
+use runcast_broker::{Broker, BrokerError};
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -23,12 +24,14 @@ use crate::agent::scripted::ScriptedAgent;
 use crate::agent::{Agent, AgentCard, Agents};
 use crate::api::{self, Access, ApiSettings, ApiState, ModelCard};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, AgentKind, Config, Protocol};
-use crate::engine::{Engine, FeedSettings, Parts, Settings};
+use crate::config::{self, AgentKind, Config, Protocol, StoreUrl};
+use crate::engine::{Engine, FeedSettings, Ingest, Parts, Role, Settings};
+use crate::ingest::Mapping;
 use crate::run::Backoff;
-use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
-use crate::store::{Store, StoreError};
+use crate::store::{Proposal, Store, StoreError};
 use crate::telemetry::Metrics;
+
+pub use adapters::{connect_broker, migrate, open_store};
 
 /// How many connections may wait to be accepted. The kernel's own bound, often 4,096, goes before it.
 const BACKLOG: u32 = 4_096;
@@ -71,6 +74,17 @@ pub enum StartError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The broker cannot be used.
+    #[error("the broker cannot be used: {0}")]
+    Broker(#[from] BrokerError),
+    /// A queue of foreign messages cannot be used.
+    #[error("ingest.{name}: {source}")]
+    Ingest {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: BrokerError,
+    },
     /// An agent's or a provider's definition does not make sense.
     #[error("{0}")]
     Agent(String),
@@ -182,25 +196,29 @@ impl Builder {
     /// The stages after the listener; see [`serve`].
     async fn start(self, state: &ApiState) -> Result<Engine, StartError> {
         let Self { config, store, broker, agents, clock } = self;
+        let node = config.node.clone().unwrap_or_else(node_name);
         let store = match store {
             Some(store) => store,
             None => {
-                let path = config.store.sqlite_file(&config.data);
-                stage(state, 3, format!("opening the store {}", path.display()));
-                let options = sqlite_options(&config, &path);
-                // On a thread of its own: health is answered meanwhile, however long it takes.
-                let opened = tokio::task::spawn_blocking(move || open_sqlite(options)).await;
-                Arc::new(opened.map_err(|panic| StoreError::Corrupt(format!("opening it panicked: {panic}")))??)
+                stage(state, 3, format!("opening the store {}", config.store));
+                open_store(&config).await?
             }
         };
-        stage(state, 4, "connecting the broker".to_owned());
-        let broker = broker.unwrap_or_else(|| Arc::new(MemoryBroker::new(MemoryOptions::default())));
+        let broker = match broker {
+            Some(broker) => broker,
+            None => {
+                stage(state, 4, format!("connecting the broker {}", config.broker));
+                connect_broker(&config, &node).await?
+            }
+        };
         stage(state, 5, "loading the agents".to_owned());
         let agents = all_agents(&config, agents).map_err(StartError::Agent)?;
         stage(state, 6, "recovering the runs of the last process".to_owned());
-        let settings = engine_settings(&config);
+        let ingest = all_ingest(&config, &agents, &node)?;
+        let settings = engine_settings(&config, node);
+        let lacking = lacking(&config);
         let metrics = Arc::new(Metrics::default());
-        let engine = Engine::start(Parts { store, broker, agents, clock, metrics, settings }).await;
+        let engine = Engine::start(Parts { store, broker, agents, lacking, clock, metrics, ingest, settings }).await;
         state.serve(engine.clone());
         let recovered = engine.serve().await?;
         tracing::info!(recovered, "start 7/7: ready");
@@ -311,23 +329,6 @@ fn on_signals() -> StopSignals {
     StopSignals { asked, asked_again }
 }
 
-fn sqlite_options(config: &Config, path: &Path) -> SqliteOptions {
-    let mut options = SqliteOptions::new(path);
-    options.readers = config.sqlite.readers;
-    options.synchronous = match config.sqlite.synchronous {
-        config::Synchronous::Normal => Synchronous::Normal,
-        config::Synchronous::Full => Synchronous::Full,
-    };
-    options
-}
-
-fn open_sqlite(options: SqliteOptions) -> Result<SqliteStore, StartError> {
-    if let Some(directory) = options.path.parent() {
-        std::fs::create_dir_all(directory).map_err(|source| StartError::Data { path: directory.to_owned(), source })?;
-    }
-    Ok(SqliteStore::open(options)?)
-}
-
 /// The configured agents, the built-in ones, and those of the embedding service, later ones in place of
 /// earlier ones of the same name.
 fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, String> {
@@ -382,6 +383,32 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
         agents.register(agent)?;
     }
     Ok(agents)
+}
+
+/// The queues of foreign messages. They are taken in by nodes that execute runs; all others can read them again.
+fn all_ingest(config: &Config, agents: &Agents, node: &str) -> Result<Vec<Ingest>, StartError> {
+    let takes_in = config.role != config::Role::Api && config.worker.enabled;
+    let ingest = config.ingest.iter().map(|(name, section)| {
+        if let Some(agent) = section.agent.as_ref().filter(|agent| agents.card(agent).is_none()) {
+            let known: Vec<_> = agents.cards().map(|card| card.name.as_str()).collect();
+            let problem =
+                format!("ingest.{name}.agent: there is no agent {agent:?} here; there are {}", known.join(", "));
+            return Err(StartError::Agent(problem));
+        }
+        let mapping = Mapping {
+            key_field: section.key_field.clone(),
+            agent: section.agent.clone(),
+            agent_field: section.agent_field.clone(),
+            input_field: section.input_field.clone(),
+            priority_field: section.priority_field.clone(),
+            params: section.params.clone(),
+            metadata: section.metadata.iter().cloned().collect(),
+        };
+        let source = takes_in.then(|| adapters::open_source(config, section, node)).transpose();
+        let source = source.map_err(|source| StartError::Ingest { name: name.clone(), source })?;
+        Ok(Ingest { name: name.clone(), mapping, source })
+    });
+    ingest.collect()
 }
 
 fn build_provider(name: &str, settings: &config::Provider) -> Result<Arc<dyn Provider>, InvalidProvider> {
@@ -444,6 +471,8 @@ fn api_settings(config: &Config, own_listener: bool) -> ApiSettings {
     let key_hashes: Vec<[u8; 32]> = config.server.api_keys.iter().map(hash).collect();
     let access = Access { loopback_hosts_only: own_listener && key_hashes.is_empty(), key_hashes };
     ApiSettings {
+        serves: config.role != config::Role::Worker,
+        connections: config.server.connections,
         max_body: config.server.max_body,
         max_page: config.limits.max_page,
         heartbeat: config.server.heartbeat,
@@ -453,9 +482,32 @@ fn api_settings(config: &Config, own_listener: bool) -> ApiSettings {
     }
 }
 
-fn engine_settings(config: &Config) -> Settings {
+/// What agents lack to work.
+fn lacking(config: &Config) -> BTreeMap<String, String> {
+    let mut lacking = BTreeMap::new();
+    for (name, agent) in &config.agents {
+        if let Some(model) = &agent.model
+            && let Some(provider) = config.providers.get(&model.provider)
+            && let Some(missing) = missing_key(&model.provider, provider)
+        {
+            lacking.insert(name.clone(), format!("provider {} has {missing}", model.provider));
+        }
+    }
+    lacking
+}
+
+fn engine_settings(config: &Config, node: String) -> Settings {
     Settings {
-        node: node_name(),
+        role: match config.role {
+            config::Role::All => Role::All,
+            config::Role::Api => Role::Api,
+            config::Role::Worker => Role::Worker,
+        },
+        execute: config.worker.enabled,
+        shared: matches!(config.store, StoreUrl::Postgres(_)),
+        proposal: Proposal { mode: config.mode.to_string(), namespace: config.namespace.clone() },
+        announce_window: config.feed.announce_window,
+        node,
         concurrency: config.worker.concurrency,
         supervisors: if config.worker.supervisors == 0 { cores() } else { config.worker.supervisors },
         timeout: config.runs.timeout,

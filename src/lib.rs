@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`run`] | the state machine, pure: status, command, event, effect; frames; retry arithmetic |
 //! | [`engine`] | the actors that execute runs, and the handle to them: supervisor, run actor, timers, feed, dispatcher, recovery |
+//! | [`ingest`] | from the messages of foreign producers to wishes for runs, pure |
 //! | [`agent`] | what executes a run: the trait, the model agent with its providers, the scripted agent |
 //! | [`store`] | the truth: the contract, the SQLite adapter |
 //! | [`api`] | the HTTP API over the engine's handle |
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod ingest;
 pub mod run;
 pub mod store;
 pub mod telemetry;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Agent, AgentCard, AgentError, Answer, RunContext};
-use crate::run::Usage;
+use crate::run::{StepKind, Usage};
 
 /// The scripted agent.
 pub struct ScriptedAgent {
@@ -24,6 +24,13 @@ struct Script {
     fail_at: Option<u64>,
     error: Fault,
     hang_at: Option<u64>,
+    step_tokens: Option<u64>,
+}
+
+/// The step that is being made.
+struct Step {
+    number: u32,
+    text: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -58,6 +65,8 @@ impl ScriptedAgent {
                     "description": "How it fails; `transient` unless given."},
                 "hang_at": {"type": "integer", "minimum": 1,
                     "description": "Waits for ever instead of saying this token."},
+                "step_tokens": {"type": "integer", "minimum": 1,
+                    "description": "Makes a step of so many tokens each; a later attempt does not say them again."},
             },
         });
         Self { card }
@@ -84,13 +93,19 @@ impl Agent for ScriptedAgent {
         let script: Script = serde_json::from_value(Value::Object(context.spec().params.clone()))
             .map_err(|error| AgentError::permanent("invalid_params", error.to_string()))?;
         let mut words = context.input().last_text().split_inclusive(char::is_whitespace);
-        let mut said = String::new();
+        let finished = context.finished_steps();
+        let mut said: String = finished.iter().filter_map(|record| record.result.as_str()).collect();
+        let first = 1 + script.step_tokens.map_or(0, |tokens| tokens * finished.len() as u64);
+        let mut step = Step { number: finished.len() as u32 + 1, text: String::new() };
         for number in 1_u64.. {
             let text = match script.tokens {
                 Some(tokens) if number > tokens => None,
                 Some(_) => Some(format!("t{number} ")),
                 None => words.next().map(str::to_owned),
             };
+            if number < first && text.is_some() {
+                continue;
+            }
             if script.hang_at == Some(number) {
                 std::future::pending::<()>().await;
             }
@@ -98,11 +113,20 @@ impl Agent for ScriptedAgent {
                 return Err(fault(script.error, number));
             }
             let Some(text) = text else { break };
+            if script.step_tokens.is_some() && step.text.is_empty() {
+                context.step_started(step.number, StepKind::Model, "script").await?;
+            }
             if script.delay_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(script.delay_ms)).await;
             }
             said.push_str(&text);
+            step.text.push_str(&text);
             context.delta(text).await?;
+            if script.step_tokens.is_some_and(|tokens| number % tokens == 0) {
+                let Step { number, text } = step;
+                context.step_finished(number, StepKind::Model, "script", text.into(), Usage::default()).await?;
+                step = Step { number: number + 1, text: String::new() };
+            }
         }
         context.message(said.clone()).await?;
         let usage = Usage { output_tokens: said.split_whitespace().count() as u64, ..Usage::default() };

@@ -33,6 +33,11 @@ fn is_open(request: &ServiceRequest) -> bool {
     request.match_pattern().is_some_and(|pattern| OPEN.iter().any(|open| pattern.ends_with(open)))
 }
 
+/// The routes that serve clients, and not the operation of the node.
+fn is_for_clients(request: &ServiceRequest) -> bool {
+    request.match_pattern().is_some_and(|pattern| pattern.contains("/v1/") && !pattern.ends_with("/v1/nodes"))
+}
+
 /// The host that the client asked for. What a proxy says of it, or a page makes it say, does not count.
 fn host(request: &ServiceRequest) -> &str {
     let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
@@ -52,7 +57,10 @@ pub(super) async fn guard(
     let id = token_header(request.request(), REQUEST_ID).unwrap_or_else(|| Uuid::now_v7().to_string());
     let correlation_id = token_header(request.request(), CORRELATION_ID);
     let state = request.app_data::<Data<ApiState>>().cloned();
-    let refused = state.as_ref().and_then(|state| refuse(&request, &state.settings.access));
+    let refused = state.as_ref().and_then(|state| {
+        let disabled = || (!state.settings.connections && is_for_clients(&request)).then(Problem::disabled);
+        refuse(&request, &state.settings.access).or_else(disabled)
+    });
     let mut response = match refused {
         Some(problem) => request.into_response(problem.error_response()).map_into_right_body(),
         None => {

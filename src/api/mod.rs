@@ -6,6 +6,7 @@ mod node;
 mod object;
 mod openapi;
 mod problem;
+mod queues;
 mod runs;
 
 use std::sync::OnceLock;
@@ -38,6 +39,10 @@ pub struct ApiSettings {
     pub heartbeat: Duration,
     /// Serve the page that shows the OpenAPI document.
     pub docs: bool,
+    /// Runs are accepted and shown here; a worker alone answers only about itself.
+    pub serves: bool,
+    /// Clients are served at all.
+    pub connections: bool,
     /// Who may call.
     pub access: Access,
     /// What `GET /v1/models` lists.
@@ -78,30 +83,51 @@ impl ApiState {
 
 /// Mounts all routes. They answer under whatever scope `config` belongs to.
 pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
-    let docs = state.settings.docs;
+    let (docs, serves) = (state.settings.docs, state.settings.serves);
     let mut scope = web::scope("")
         .app_data(state)
         // From the inside out.
         .wrap(from_fn(guard::guard))
-        .wrap(CatchPanic::default())
+        .wrap(CatchPanic::default());
+    for (path, route) in [
+        ("/health", web::get().to(node::health)),
+        ("/ready", web::get().to(node::ready)),
+        ("/metrics", web::get().to(node::metrics)),
+        ("/v1/nodes", web::get().to(node::nodes)),
+    ] {
+        scope = scope.service(web::resource(path).route(route).default_service(only("GET")));
+    }
+    if !serves {
+        config.service(scope.default_service(web::to(no_route)));
+        return;
+    }
+    scope = scope
         .service(web::resource("/v1/runs").get(runs::list).post(runs::create).default_service(only("GET, POST")))
         .service(
             web::resource("/v1/runs/{id}").get(runs::get).delete(runs::delete).default_service(only("GET, DELETE")),
         );
-    for (path, route) in
-        [("/v1/runs/{id}/cancel", web::post().to(runs::cancel)), ("/v1/runs/{id}/retry", web::post().to(runs::retry))]
-    {
+    for (path, route) in [
+        ("/v1/runs/{id}/cancel", web::post().to(runs::cancel)),
+        ("/v1/runs/{id}/retry", web::post().to(runs::retry)),
+        ("/v1/queues/dead/purge", web::post().to(queues::purge)),
+        ("/v1/queues/dead/{id}/requeue", web::post().to(queues::requeue)),
+    ] {
         scope = scope.service(web::resource(path).route(route).default_service(only("POST")));
     }
+    scope = scope.service(
+        web::resource("/v1/queues/dead/{id}")
+            .get(queues::get)
+            .delete(queues::discard)
+            .default_service(only("GET, DELETE")),
+    );
     for (path, route) in [
         ("/v1/runs/{id}/stream", web::get().to(runs::stream)),
         ("/v1/runs/{id}/events", web::get().to(runs::events)),
         ("/v1/runs/{id}/wait", web::get().to(runs::wait)),
+        ("/v1/queues", web::get().to(queues::depths)),
+        ("/v1/queues/dead", web::get().to(queues::list)),
         ("/v1/agents", web::get().to(node::agents)),
         ("/v1/models", web::get().to(node::models)),
-        ("/health", web::get().to(node::health)),
-        ("/ready", web::get().to(node::ready)),
-        ("/metrics", web::get().to(node::metrics)),
         ("/openapi.json", web::get().to(openapi::document)),
     ] {
         scope = scope.service(web::resource(path).route(route).default_service(only("GET")));

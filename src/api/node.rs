@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::ApiState;
 use super::problem::Problem;
 use crate::agent::AgentCard;
-use crate::engine::Readiness;
+use crate::engine::{NodeCard, Readiness};
 
 /// How long the parts may take to say how they are.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -95,6 +95,18 @@ pub(super) async fn metrics(state: Data<ApiState>) -> Result<HttpResponse, Probl
     tokio::time::timeout(PATIENCE, engine.gauge()).await.unwrap_or_default();
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(HttpResponse::Ok().content_type(content_type).body(engine.metrics().render()))
+}
+
+/// The nodes that are there.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct NodeList {
+    data: Vec<NodeCard>,
+}
+
+/// Which nodes there are, what they run, and whether they agree.
+#[utoipa::path(get, path = "/v1/nodes", tag = "node", responses((status = 200, body = NodeList)))]
+pub(super) async fn nodes(state: Data<ApiState>) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Ok().json(NodeList { data: state.engine()?.nodes() }))
 }
 
 /// What can be run here.

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{node, object, problem, runs};
+use super::{node, object, problem, queues, runs};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,13 @@ use super::{node, object, problem, runs};
         runs::wait,
         runs::cancel,
         runs::retry,
+        queues::depths,
+        queues::list,
+        queues::get,
+        queues::discard,
+        queues::requeue,
+        queues::purge,
+        node::nodes,
         node::agents,
         node::models,
         node::health,

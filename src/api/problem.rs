@@ -7,7 +7,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{CreateError, RunRequestError};
+use crate::engine::{CreateError, RequeueError, RunRequestError};
 use crate::store::StoreError;
 
 /// A refusal. The text may change between versions, the code does not.
@@ -68,6 +68,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
     /// The idempotency key was used before, with another body.
     IdempotencyKeyReused = "idempotency_key_reused", CONFLICT;
+    /// No run can be made of the message.
+    Unmapped = "unmapped", CONFLICT;
     /// The run has not ended yet.
     RunNotFinal = "run_not_final", CONFLICT;
     /// Only a failed or cancelled run can be retried.
@@ -84,6 +86,10 @@ codes! {
     Starting = "starting", SERVICE_UNAVAILABLE;
     /// The node is shutting down.
     Draining = "draining", SERVICE_UNAVAILABLE;
+    /// Every worker that has the agent lacks something for it, such as a provider's key.
+    AgentUnavailable = "agent_unavailable", SERVICE_UNAVAILABLE;
+    /// `server.connections` is off.
+    ConnectionsDisabled = "connections_disabled", SERVICE_UNAVAILABLE;
     /// The store cannot be reached.
     StoreUnavailable = "store_unavailable", SERVICE_UNAVAILABLE;
     /// The store has no room left.
@@ -125,6 +131,11 @@ impl Problem {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// Clients are not served for now.
+    pub(crate) fn disabled() -> Self {
+        Self::new(Code::ConnectionsDisabled, "connections are disabled by server.connections").retry_after(30)
+    }
+
     /// The node is starting.
     pub(crate) fn starting() -> Self {
         Self::new(Code::Starting, "the node is starting; GET /ready says what is missing").retry_after(1)
@@ -162,12 +173,21 @@ impl From<StoreError> for Problem {
                 tracing::error!(%error, "a request failed");
                 Self::new(Code::StoreFull, "the store has no room left").retry_after(30)
             }
-            StoreError::Unavailable(_) | StoreError::ReadOnly(_) => {
+            StoreError::Unavailable(_) => {
+                // An outage is told where it is found, not for each request that meets it.
+                tracing::debug!(%error, "a request failed");
+                Self::new(Code::StoreUnavailable, "the store is not available").retry_after(1)
+            }
+            StoreError::ReadOnly(_) => {
                 tracing::error!(%error, "a request failed");
                 Self::new(Code::StoreUnavailable, "the store is not available").retry_after(1)
             }
             StoreError::Closed => Self::new(Code::Draining, "the node is shutting down").retry_after(1),
-            StoreError::Corrupt(_) | StoreError::Foreign(_) | StoreError::InUse(_) => {
+            // The text names what is to be done, and no secret.
+            StoreError::Foreign(_) | StoreError::Misconfigured(_) | StoreError::InUse(_) => {
+                Self::new(Code::StoreUnavailable, error.to_string()).retry_after(30)
+            }
+            StoreError::Corrupt(_) => {
                 tracing::error!(%error, "a request failed");
                 Self::new(Code::Internal, "the store is damaged; the log of the node has the details")
             }
@@ -192,8 +212,20 @@ impl From<CreateError> for Problem {
             }
             CreateError::NotRetryable(_) => Self::new(Code::RunNotRetryable, detail),
             CreateError::Missing => Self::no_run(),
+            CreateError::AgentUnavailable { .. } => Self::new(Code::AgentUnavailable, detail).retry_after(10),
             CreateError::Draining => Self::new(Code::Draining, detail).retry_after(1),
             CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RequeueError> for Problem {
+    fn from(error: RequeueError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RequeueError::Missing => Self::new(Code::NotFound, detail),
+            RequeueError::Unmapped(_) => Self::new(Code::Unmapped, detail),
+            RequeueError::Refused(error) => error.into(),
         }
     }
 }

@@ -31,7 +31,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const EVENT_PAGE_BYTES: usize = 1 << 20;
 
 /// The path of the runs, as the client sees it: whatever prefix the API is mounted under, and `/v1/runs`.
-fn base(request: &HttpRequest) -> String {
+pub(super) fn base(request: &HttpRequest) -> String {
     let path = request.path();
     let end = path.rfind("/v1/runs").map_or(path.len(), |start| start + "/v1/runs".len());
     path[..end].to_owned()
@@ -267,7 +267,7 @@ fn labels(query: &mut Query) -> Result<BTreeMap<String, String>, Problem> {
     Ok(labels)
 }
 
-fn page_limit(query: &mut Query, state: &ApiState) -> Result<usize, Problem> {
+pub(super) fn page_limit(query: &mut Query, state: &ApiState) -> Result<usize, Problem> {
     let most = state.settings.max_page;
     let expected = format!("a number from 1 to {most}");
     match query.parsed("limit", &expected)? {

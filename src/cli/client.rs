@@ -1,4 +1,4 @@
-//! The client of a Runcast server that `run`, `tail` and `runs` share.
+//! The client of a Runcast server that the client commands share.
 
 use std::error::Error as _;
 use std::process::ExitCode;
@@ -162,6 +162,16 @@ impl Client {
     /// `POST /v1/runs/{id}/cancel`; the run.
     pub(super) async fn cancel(&self, id: &str) -> Result<Value, ClientError> {
         self.json(self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))).await
+    }
+
+    /// A request without a body; the JSON of the answer, null if it is empty.
+    pub(super) async fn call(&self, method: Method, path: &str) -> Result<Value, ClientError> {
+        let response = self.send(self.request(method, path).timeout(PATIENCE)).await?;
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).map_err(|_| self.foreign("the answer is not JSON"))
     }
 
     /// `GET` of a list; what is in its `data`.

@@ -3,11 +3,15 @@
 mod bench;
 mod client;
 mod config;
+mod doctor;
 mod follow;
+mod migrate;
+mod queues;
 mod run;
 mod runs;
 mod serve;
 mod sse;
+mod table;
 mod tail;
 
 use std::collections::BTreeMap;
@@ -36,6 +40,10 @@ enum Command {
     Run(run::RunArgs),
     Tail(tail::TailArgs),
     Runs(runs::RunsArgs),
+    Queues(queues::QueuesArgs),
+    /// Checks configuration, broker, store, schema, queues, nodes, provider keys and clocks, and says what to do.
+    Doctor(SettingFlags),
+    Migrate(migrate::MigrateArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -51,13 +59,13 @@ struct SettingFlags {
     /// Configuration file; ./runcast.toml if it is there.
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
-    /// Broker: memory.
+    /// Broker: memory, redis://… or amqp://….
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
-    /// Store: sqlite, or sqlite:PATH.
+    /// Store: sqlite, sqlite:PATH or postgres://….
     #[arg(long, value_name = "URL")]
     store: Option<String>,
-    /// Role of this node: all.
+    /// Role of this node: api, worker or all.
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
 }
@@ -91,6 +99,9 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Tail(args) => tail::tail(&args),
         Command::Runs(args) => runs::runs(&args),
+        Command::Queues(args) => queues::queues(&args),
+        Command::Doctor(settings) => doctor::doctor(settings),
+        Command::Migrate(args) => migrate::migrate(args),
         Command::Bench(args) => bench::bench(&args),
     }
 }

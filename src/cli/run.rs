@@ -14,7 +14,7 @@ use super::client::{Client, ClientError, KeyFlag};
 use super::follow::{EXIT_CODES, Form, Printer, Stop, exit_code, follow};
 use super::sse::Events;
 use crate::app::Runcast;
-use crate::config::{LogFormat, Origin, StoreUrl};
+use crate::config::{BrokerUrl, LogFormat, Origin, Role, StoreUrl};
 use crate::engine::{CreateRun, Start, Watched};
 use crate::run::{Input, OnDisconnect, RunId, Tenant};
 use crate::telemetry;
@@ -87,6 +87,8 @@ fn here(args: RunArgs) -> ExitCode {
     };
     config.data = data.path().to_owned();
     config.store = StoreUrl::Sqlite { path: None };
+    config.broker = BrokerUrl::Memory;
+    config.role = Role::All;
     actix::System::new().block_on(async {
         match Runcast::builder().config(config).build().await {
             Ok(runcast) => {

@@ -34,8 +34,10 @@ fn greet(config: &Config, address: SocketAddr, engine: &Engine) {
     for (provider, missing) in app::missing_keys(config) {
         tracing::warn!(provider, "{missing}");
     }
-    let data = config.store.sqlite_file(&config.data);
-    let data = std::path::absolute(&data).unwrap_or(data);
+    let data = match config.store.sqlite_file(&config.data) {
+        Some(file) => std::path::absolute(&file).unwrap_or(file).display().to_string(),
+        None => config.store.to_string(),
+    };
     let agents: Vec<String> = engine
         .agents()
         .map(|card| match &card.model {
@@ -52,7 +54,7 @@ fn greet(config: &Config, address: SocketAddr, engine: &Engine) {
          curl -N http://{address}/v1/runs -H 'content-type: application/json' \
          -d '{{\"agent\": \"{}\", \"input\": \"Say hello.\", \"stream\": true}}'\n",
         env!("CARGO_PKG_VERSION"),
-        data.display(),
+        data,
         agents.join(", "),
         if models.is_empty() { "none".to_owned() } else { models.join(", ") },
         if engine.agents().any(|card| card.name == "assistant") { "assistant" } else { "scripted" },

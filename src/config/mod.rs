@@ -32,8 +32,13 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use faults::{ConfigError, Fault, Origin};
 pub use render::example_toml;
-pub use sections::{Agent, Config, Feed, Journal, Limits, Log, Provider, Recovery, Runs, Server, Sqlite, Worker};
-pub use values::{AgentKind, BrokerUrl, LogFormat, ModelRef, Protocol, Role, StoreUrl, Synchronous};
+pub use sections::{
+    Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Postgres, Provider, Recovery, Redis, Runs, Server, Sqlite,
+    Worker,
+};
+pub use values::{
+    AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,
+};
 
 use parts::Part;
 use sources::{Reader, Surroundings};

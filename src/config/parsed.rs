@@ -8,7 +8,7 @@ use toml::Value;
 use super::{
     codecs::{Codec, Problem, literal, text},
     sources::Surroundings,
-    values::{BrokerUrl, ModelRef, StoreUrl},
+    values::{BrokerUrl, ModelRef, ServiceUrl, StoreUrl},
 };
 
 /// Text that is converted by a function, and written again by another.
@@ -52,33 +52,121 @@ pub(super) const ADDRESS: Parsed<SocketAddr> = Parsed {
     display: SocketAddr::to_string,
 };
 
-pub(super) const BROKER: Parsed<BrokerUrl> = Parsed {
-    expected: "memory",
+/// The URL of a service, written as itself, `env:NAME` or `file:PATH`: it may hold a password.
+pub(super) struct Service<T> {
+    expected: &'static str,
+    parse: fn(&str) -> Option<T>,
+    display: fn(&T) -> String,
+}
+
+impl<T> Codec for Service<T> {
+    type Value = T;
+
+    const QUOTABLE: bool = false;
+
+    fn expected(&self) -> String {
+        self.expected.to_owned()
+    }
+
+    fn read(&self, value: &Value, around: &Surroundings) -> Result<T, Problem> {
+        (self.parse)(&referred(text(value)?, around)?).ok_or(Problem::Unlike)
+    }
+
+    fn write(&self, value: &T) -> Option<String> {
+        literal((self.display)(value))
+    }
+}
+
+pub(super) const BROKER: Service<BrokerUrl> = Service {
+    expected: "memory, redis://… or rediss://…, amqp://… or amqps://…; or env:NAME or file:PATH that holds it",
     parse: |text| match text.split_once("://") {
-        None if text == "memory" => Ok(BrokerUrl::Memory),
-        Some((scheme @ ("redis" | "rediss" | "amqp" | "amqps"), _)) => Err(not_built_in(scheme, "memory")),
-        _ => Err(Problem::Unlike),
+        None if text == "memory" => Some(BrokerUrl::Memory),
+        Some(("redis" | "rediss", _)) => Some(BrokerUrl::Redis(ServiceUrl::new(text))),
+        Some(("amqp" | "amqps", _)) => Some(BrokerUrl::Amqp(ServiceUrl::new(text))),
+        _ => None,
     },
     display: BrokerUrl::to_string,
 };
 
-pub(super) const STORE: Parsed<StoreUrl> = Parsed {
-    expected: "sqlite or sqlite:PATH",
+/// A server of queues, of any kind.
+pub(super) const QUEUES: Service<ServiceUrl> = Service {
+    expected: "redis://… or rediss://…, amqp://… or amqps://…; or env:NAME or file:PATH that holds it",
+    parse: |text| match text.split_once("://") {
+        Some(("redis" | "rediss" | "amqp" | "amqps", _)) => Some(ServiceUrl::new(text)),
+        _ => None,
+    },
+    display: ServiceUrl::to_string,
+};
+
+/// A label, written `name=value`.
+pub(super) const LABEL: Parsed<(String, String)> = Parsed {
+    expected: "name=value",
+    parse: |text| match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(Problem::Unlike),
+    },
+    display: |(name, value)| format!("{name}={value}"),
+};
+
+/// A JSON object, as text.
+pub(super) const OBJECT: Parsed<serde_json::Map<String, serde_json::Value>> = Parsed {
+    expected: "a JSON object as text, such as '{\"tokens\": 3}'",
+    parse: |text| serde_json::from_str(text).map_err(|_| Problem::Unlike),
+    display: |object| serde_json::Value::Object(object.clone()).to_string(),
+};
+
+pub(super) const STORE: Service<StoreUrl> = Service {
+    expected: "sqlite, sqlite:PATH or postgres://…; or env:NAME or file:PATH that holds it",
     parse: |text| match text.split_once(':') {
-        None if text == "sqlite" => Ok(StoreUrl::Sqlite { path: None }),
+        None if text == "sqlite" => Some(StoreUrl::Sqlite { path: None }),
         // The other spelling of URLs, sqlite://PATH, is common; SQLite's ":memory:" would keep nothing.
         Some(("sqlite", path)) => match path.strip_prefix("//").unwrap_or(path) {
-            "" | ":memory:" => Err(Problem::Unlike),
-            path => Ok(StoreUrl::Sqlite { path: Some(path.into()) }),
+            "" | ":memory:" => None,
+            path => Some(StoreUrl::Sqlite { path: Some(path.into()) }),
         },
-        Some((scheme @ ("postgres" | "postgresql"), _)) => Err(not_built_in(scheme, "sqlite or sqlite:PATH")),
-        _ => Err(Problem::Unlike),
+        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+            Some(StoreUrl::Postgres(ServiceUrl::new(text)))
+        }
+        _ => None,
     },
     display: StoreUrl::to_string,
 };
 
-fn not_built_in(scheme: &str, expected: &str) -> Problem {
-    Problem::Said(format!("{scheme} is not built into this version; expected {expected}"))
+/// A name within a broker: 1 to 32 of the characters a-z A-Z 0-9 _ -.
+pub(super) const NAMESPACE: Parsed<String> = Parsed {
+    expected: "1 to 32 of the characters a-z A-Z 0-9 _ -",
+    parse: |text| match text.len() {
+        1..=32 if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) => Ok(text.to_owned()),
+        _ => Err(Problem::Unlike),
+    },
+    display: String::clone,
+};
+
+/// A node's name: 1 to 64 of the characters a-z A-Z 0-9 . _ -.
+pub(super) const NODE: Parsed<String> = Parsed {
+    expected: "1 to 64 of the characters a-z A-Z 0-9 . _ -",
+    parse: |text| match text.len() {
+        1..=64 if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(Problem::Unlike),
+    },
+    display: String::clone,
+};
+
+/// What `env:NAME` or `file:PATH` refer to; or the text itself.
+fn referred(text: &str, around: &Surroundings) -> Result<String, Problem> {
+    let found = if let Some(name) = text.strip_prefix("env:") {
+        let found = around.env.get(name).cloned();
+        found.ok_or_else(|| Problem::Said(format!("environment variable {name} is not set")))?
+    } else if let Some(path) = text.strip_prefix("file:") {
+        fs::read_to_string(around.cwd.join(path))
+            .map_err(|error| Problem::Said(format!("cannot read file {path}: {error}")))?
+    } else {
+        text.to_owned()
+    };
+    // A file usually ends with a line break that is no part of it.
+    Ok(found.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 /// Users and queries are refused because a URL ends up in logs, and they hold passwords and keys.
@@ -123,18 +211,7 @@ impl Codec for Secret {
     }
 
     fn read(&self, value: &Value, around: &Surroundings) -> Result<SecretString, Problem> {
-        let text = text(value)?;
-        let secret = if let Some(name) = text.strip_prefix("env:") {
-            let found = around.env.get(name).cloned();
-            found.ok_or_else(|| Problem::Said(format!("environment variable {name} is not set")))?
-        } else if let Some(path) = text.strip_prefix("file:") {
-            fs::read_to_string(around.cwd.join(path))
-                .map_err(|error| Problem::Said(format!("cannot read file {path}: {error}")))?
-        } else {
-            text.to_owned()
-        };
-        // A file usually ends with a line break that is no part of the secret.
-        let secret = SecretString::from(secret.trim_end_matches(['\n', '\r']));
+        let secret = SecretString::from(referred(text(value)?, around)?);
         if secret.expose_secret().chars().count() < self.0 { Err(Problem::Unlike) } else { Ok(secret) }
     }
 

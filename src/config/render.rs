@@ -4,7 +4,7 @@ use toml::Value;
 
 use super::{
     parts::{Line, Part},
-    sections::{Agent, Config},
+    sections::{Agent, Config, Ingest},
     sources::{ALIASES, variable},
 };
 
@@ -49,9 +49,10 @@ pub fn example_toml() -> String {
     for line in &lines {
         text += &explained(line, "#");
     }
-    // There is no agent by default, so this one is an example throughout.
+    // There are none by default, so these are examples throughout.
     let mut lines = Vec::new();
     Agent::default().list("agents.NAME", &mut lines);
+    Ingest::default().list("ingest.NAME", &mut lines);
     for line in &lines {
         text += &explained(line, "# ");
     }

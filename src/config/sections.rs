@@ -9,9 +9,11 @@ use secrecy::SecretString;
 use super::{
     codecs::{Decimal, GIB, Int, KIB, List, MIB, OneOf, Optional, Size, Span, Text, Toggle},
     faults::Origin,
-    parsed::{ADDRESS, BROKER, FILLED, HTTP_URL, MODEL, PATH, STORE, Secret},
+    parsed::{ADDRESS, BROKER, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, QUEUES, STORE, Secret},
     parts::{Entry, section},
-    values::{AgentKind, BrokerUrl, LogFormat, ModelRef, Protocol, Role, StoreUrl, Synchronous},
+    values::{
+        AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,
+    },
 };
 
 const fn ms(millis: u64) -> Duration {
@@ -35,14 +37,24 @@ section! {
         /// The directory of all files that the node writes; made if missing. A relative path starts at the working
         /// directory, so that a first try leaves everything in one place that is easy to delete.
         pub data: PathBuf = "runcast-data".into() => PATH;
+        /// What the installation is for: "local" or "production", which needs API keys whatever the address. All nodes
+        /// have to agree; a worker that does not takes no runs.
+        pub mode: Mode = Mode::Local => OneOf(Mode::ALL);
         /// What this node does: serve the API, execute runs, or both. Splitting them needs a broker and a store that
         /// several nodes can share, hence one process for both.
         pub role: Role = Role::All => OneOf(Role::ALL);
-        /// What carries wake-ups between nodes. "memory" needs no service and stays inside this process; runs survive
-        /// its end all the same, because the store keeps them.
+        /// This node's name in logs, events and GET /v1/nodes. Machine and process id when not set; no two living
+        /// nodes may share one.
+        pub node: Option<String> = None => Optional(NODE);
+        /// What carries wake-ups, live events and signals between nodes. "memory" needs no service and stays inside
+        /// this process; runs survive its end all the same, because the store keeps them. "redis://" and "amqp://"
+        /// URLs, with an s for TLS, connect many nodes and need a store that they share.
         pub broker: BrokerUrl = BrokerUrl::Memory => BROKER;
+        /// Stands in every key, queue and topic of the broker, so that several installations can share one. All nodes
+        /// have to agree.
+        pub namespace: String = "runcast".to_owned() => NAMESPACE;
         /// What keeps the runs. "sqlite" is the file runcast.db in the data directory, "sqlite:PATH" another file; it
-        /// needs no service, and one process at a time may use it.
+        /// needs no service, and one process at a time may use it. "postgres://" URLs are for many.
         pub store: StoreUrl = StoreUrl::Sqlite { path: None } => STORE;
     }
     parts {
@@ -58,6 +70,12 @@ section! {
         pub journal: Journal;
         /// The SQLite store.
         pub sqlite: Sqlite;
+        /// The PostgreSQL store.
+        pub postgres: Postgres;
+        /// The Redis broker.
+        pub redis: Redis;
+        /// The RabbitMQ broker.
+        pub amqp: Amqp;
         /// The logs of runs that viewers read from memory.
         pub feed: Feed;
         /// The search for runs that were left behind.
@@ -68,6 +86,8 @@ section! {
         pub providers: BTreeMap<String, Provider>;
         /// The agents by name, besides the built-in ones.
         pub agents: BTreeMap<String, Agent>;
+        /// The queues of foreign producers by name, whose messages become runs.
+        pub ingest: BTreeMap<String, Ingest>;
     }
     beside {
         /// The model that the environment names in `OPENAI_MODEL`, for the built-in agent; never empty.
@@ -100,6 +120,9 @@ section! {
         /// and is refused unless the node listens on loopback. Several keys at once make it possible to change them one
         /// by one. Better "env:NAME" or "file:PATH" than the key itself.
         pub api_keys: Vec<SecretString> = Vec::new() => List(Secret(16));
+        /// Whether clients are served. "false" answers every request under /v1 with 503, while runs go on and /health,
+        /// /ready and /metrics answer: for maintenance.
+        pub connections: bool = true => Toggle;
         /// Whether the page /docs is served, from which the API can be read and tried. It shows nothing that
         /// /openapi.json does not.
         pub docs: bool = true => Toggle;
@@ -124,6 +147,8 @@ section! {
 section! {
     /// The execution of runs on this node.
     pub struct Worker {
+        /// Whether runs are executed. "false" leaves them queued: for maintenance, or for a node that only answers.
+        pub enabled: bool = true => Toggle;
         /// Runs that are executed at once; the others wait in their queue. Runs mostly wait for their model, so it is
         /// far above the number of cores; what one run holds in memory is bounded by journal and feed.
         pub concurrency: usize = 1_024 => Int(1, 1_000_000);
@@ -182,6 +207,55 @@ section! {
 }
 
 section! {
+    /// The PostgreSQL store.
+    pub struct Postgres {
+        /// Connections that this node opens at the most. Writes of many runs share two, so a few are enough; the
+        /// server's own max_connections has to allow them for all nodes.
+        pub connections: usize = 10 => Int(3, 1_000);
+        /// How long it may take to connect, with TLS and login.
+        pub connect_timeout: Duration = s(5) => Span(ms(100), MINUTE);
+        /// How long a query may take; then its connection is dropped. It bounds how long a server that has stalled can
+        /// hold up a caller. Shorter than recovery.lease, or no lease could be extended in time.
+        pub query_timeout: Duration = s(5) => Span(ms(100), MINUTE);
+        /// Whether a node brings the schema up to date when it starts. "false" leaves that to the command runcast
+        /// migrate, for teams that do it apart, or with another login.
+        pub migrate: bool = true => Toggle;
+        /// A PEM file with the authorities that may vouch for the server, instead of those of the system.
+        pub authorities: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with this client's certificate chain, for servers that ask for one. Goes with key.
+        pub certificate: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with the private key of certificate.
+        pub key: Option<PathBuf> = None => Optional(PATH);
+    }
+}
+
+section! {
+    /// The Redis broker.
+    pub struct Redis {
+        /// How long after its last sign of life a consumer counts as dead, and others take over the wake-ups it held.
+        pub consumer_lease: Duration = s(30) => Span(s(1), HOUR);
+        /// A PEM file with the authorities that may vouch for the server, instead of those of the system.
+        pub authorities: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with this client's certificate chain, for servers that ask for one. Goes with key.
+        pub certificate: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with the private key of certificate.
+        pub key: Option<PathBuf> = None => Optional(PATH);
+    }
+}
+
+section! {
+    /// The RabbitMQ broker.
+    pub struct Amqp {
+        /// A PEM file with the authorities that may vouch for the server, instead of those of the system.
+        pub authorities: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with this client's certificate chain, for servers that ask for one. Goes with key.
+        pub certificate: Option<PathBuf> = None => Optional(PATH);
+        /// A PEM file with the private key of certificate.
+        pub key: Option<PathBuf> = None => Optional(PATH);
+    }
+}
+
+section! {
     /// The logs of runs that viewers read from memory. What is no longer there is read from the store: less memory
     /// costs reads, and loses nothing.
     pub struct Feed {
@@ -193,6 +267,9 @@ section! {
         /// How long the log of an ended run is kept. Most late viewers are clients that start a run and then open its
         /// stream.
         pub ended_linger: Duration = s(2) => Span(Duration::ZERO, s(600));
+        /// How long tokens gather before they are announced to the viewers on other nodes. Below what people notice;
+        /// the first tokens of an attempt do not wait. Each announcement is a message of the broker.
+        pub announce_window: Duration = ms(50) => Span(ms(1), s(5));
         /// How long a run that was created with on_disconnect "cancel" goes on after its last viewer has left. Time to
         /// load a page again or to change networks.
         pub disconnect_grace: Duration = s(5) => Span(Duration::ZERO, HOUR);
@@ -279,5 +356,46 @@ section! {
 }
 
 impl Entry for Agent {
+    const BUILT_IN: &'static [&'static str] = &[];
+}
+
+section! {
+    /// A queue that a foreign producer fills, under a name for logs, labels and dead letters. Each message becomes a run,
+    /// which is found by the labels ingest_source and ingest_key; what cannot become one goes to the dead letters. Taken
+    /// in by nodes that execute runs. docs/brokers.md tells what producers have to know.
+    pub struct Ingest {
+        /// What kind of queue it is. Has to be set.
+        pub kind: IngestKind = IngestKind::RedisList => OneOf(IngestKind::ALL);
+        /// The server. The broker when not set, which then has to be of that kind. Timeouts and certificates are those
+        /// of the sections redis and amqp.
+        pub url: Option<ServiceUrl> = None => Optional(QUEUES);
+        /// The key of the list or stream, or the name of the AMQP queue, as the producer has it. Has to be set.
+        pub queue: Option<String> = None => Optional(FILLED);
+        /// The consumer group that reads a stream; made when it is missing. Only for kind "redis_stream".
+        pub group: String = "runcast".to_owned() => FILLED;
+        /// The field of a stream's entries that holds the message. When not set, and for entries that lack it, the
+        /// entry's own fields are the message's, all of them text. Only for kind "redis_stream".
+        pub payload_field: Option<String> = None => Optional(FILLED);
+        /// The agent of messages that name none. One of agent and agent_field has to be set.
+        pub agent: Option<String> = None => Optional(FILLED);
+        /// The message's field that names the agent. This and the other fields may lie within others, as outer.inner.
+        pub agent_field: Option<String> = None => Optional(FILLED);
+        /// The message's field that holds the producer's own key for it. A message without one goes to the dead
+        /// letters; one that comes again under the same key within 24 h makes no second run.
+        pub key_field: String = "run_id".to_owned() => FILLED;
+        /// The message's field that holds the input, a text or an array of messages with role and content. When not set
+        /// it is "input", and the whole message, as text, for messages that lack it.
+        pub input_field: Option<String> = None => Optional(FILLED);
+        /// The message's field that holds the priority, a whole number; 0 for messages that lack it. What is beyond
+        /// -100 to 100 counts as the nearest of these.
+        pub priority_field: String = "priority".to_owned() => FILLED;
+        /// The params of each run.
+        pub params: serde_json::Map<String, serde_json::Value> = serde_json::Map::new() => OBJECT;
+        /// Labels of each run, besides ingest_source and ingest_key.
+        pub metadata: Vec<(String, String)> = Vec::new() => List(LABEL);
+    }
+}
+
+impl Entry for Ingest {
     const BUILT_IN: &'static [&'static str] = &[];
 }

@@ -26,9 +26,29 @@ pub(super) struct Alias {
 
 pub(super) const ALIASES: &[Alias] = &[
     Alias { key: "listen", name: "PORT", text: |port| format!("127.0.0.1:{port}") },
+    Alias { key: "mode", name: "ENV_MODE", text: str::to_owned },
+    Alias { key: "node", name: "REDIS_CONSUMER_NAME", text: str::to_owned },
+    Alias { key: "broker", name: "REDIS_URL", text: str::to_owned },
+    Alias { key: "broker", name: "AMQP_URL", text: str::to_owned },
+    Alias { key: "store", name: "DATABASE_URL", text: str::to_owned },
+    Alias { key: "store", name: "SUPABASE_DB_URL", text: str::to_owned },
+    Alias { key: "postgres.connections", name: "DB_POOL_MAX", text: str::to_owned },
+    Alias { key: "server.connections", name: "DISABLE_CONNECTIONS", text: negated },
+    Alias { key: "worker.enabled", name: "DISABLE_WORKERS", text: negated },
+    Alias { key: "recovery.sweep_interval", name: "RECOVERY_CHECK_INTERVAL_SECONDS", text: |n| format!("{n}s") },
+    Alias { key: "runs.timeout", name: "STUCK_RUN_TIMEOUT_MINUTES", text: |n| format!("{n}m") },
     Alias { key: "providers.openai.base_url", name: "OPENAI_BASE_URL", text: str::to_owned },
     Alias { key: "providers.openai.api_key", name: "OPENAI_API_KEY", text: str::to_owned },
 ];
+
+/// A switch of the other sense; what is no switch stays as it is, to be refused.
+fn negated(text: &str) -> String {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => "false".to_owned(),
+        "0" | "false" | "no" | "off" => "true".to_owned(),
+        _ => text.to_owned(),
+    }
+}
 
 /// Names the file of the configuration; a `RUNCAST_*` variable that is no key.
 pub(super) const FILE_VARIABLE: &str = "RUNCAST_CONFIG";
@@ -163,9 +183,9 @@ impl<'f> Reader<'f> {
             };
             return Some((value, self.at(line)));
         }
-        let alias = ALIASES.iter().find(|alias| alias.key == path)?;
-        let text = (alias.text)(&self.variable(alias.name)?);
-        Some((codec.convert(&text), Origin::Alias(alias.name.to_owned())))
+        let mut aliases = ALIASES.iter().filter(|alias| alias.key == path);
+        let (alias, text) = aliases.find_map(|alias| Some((alias, self.variable(alias.name)?)))?;
+        Some((codec.convert(&(alias.text)(&text)), Origin::Alias(alias.name.to_owned())))
     }
 
     /// Begins to read the section `name` inside another.
@@ -213,7 +233,7 @@ impl<'f> Reader<'f> {
         for name in unknown {
             let tail = name.trim_start_matches("RUNCAST");
             let mut problem = suggest("unknown variable", nearest(name, tail, variables.iter().map(String::as_str)));
-            for map in ["AGENTS", "PROVIDERS"] {
+            for map in ["AGENTS", "INGEST", "PROVIDERS"] {
                 if name.starts_with(&format!("RUNCAST_{map}_")) {
                     let map = map.to_lowercase();
                     problem += &format!("; the file has to name the entry first, as [{map}.NAME]");

@@ -58,7 +58,7 @@ fn nothing_set_is_the_defaults() {
     let config = Start::new().loaded();
     assert_eq!(config.render(), Config::default().render());
     assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 7070)));
-    assert_eq!(config.store.sqlite_file(&config.data), PathBuf::from("runcast-data/runcast.db"));
+    assert_eq!(config.store.sqlite_file(&config.data), Some(PathBuf::from("runcast-data/runcast.db")));
     assert_eq!(config.server.heartbeat, Duration::from_secs(15));
     assert_eq!(config.limits.max_input, 1_048_576);
     assert!(config.providers.contains_key("openai"));
@@ -270,19 +270,90 @@ agents.nobody.kind (default): has to be set; expected model or scripted"#;
 }
 
 #[test]
-fn brokers_and_stores_that_are_not_built_in_say_so_and_keep_their_password() {
-    let text = faults("broker = \"amqps://me:hunter2@host\"\nstore = \"postgres://me:hunter2@host/db\"\n");
-    let expected = "\
-broker (toml:1): amqps is not built into this version; expected memory
-store (toml:2): postgres is not built into this version; expected sqlite or sqlite:PATH";
-    assert_eq!(text, expected);
-    assert_eq!(faults("broker = \"kafka://me:hunter2@host\""), "broker (toml:1): expected memory");
-    assert_eq!(
-        faults("store = \"sqlite::memory:\""),
-        "store (toml:1): expected sqlite or sqlite:PATH, got \"sqlite::memory:\""
-    );
+fn urls_of_brokers_and_stores_are_shown_without_their_password() {
+    for (broker, store, shown) in [
+        (
+            "redis://:hunter2@host",
+            "postgres://me:hunter2@host/db?sslmode=require",
+            ("redis://:***@host", "me:***@host/db"),
+        ),
+        (
+            "amqps://me:hunter2@host/vhost",
+            "postgresql://h/db?password=hunter2",
+            ("me:***@host/vhost", "postgresql://h/db"),
+        ),
+        ("rediss://host:1?hunter2", "postgres://hunter@host", ("rediss://host:1", "hunter@host")),
+    ] {
+        let config = Config::from_toml(&format!("broker = \"{broker}\"\nstore = \"{store}\"\n")).unwrap();
+        let (BrokerUrl::Redis(url) | BrokerUrl::Amqp(url)) = &config.broker else { panic!("{broker}") };
+        assert_eq!(url.expose(), broker);
+        for text in [format!("{config:?}"), config.render()] {
+            assert!(text.contains(shown.0) && text.contains(shown.1) && !text.contains("hunter2"), "{text}");
+        }
+    }
+    let start = Start::new().env("URL", "redis://:hunter2@host").file("url", "postgres://a:hunter2@b/c\n");
+    let config = start.file("runcast.toml", "broker = \"env:URL\"\nstore = \"file:url\"\n").loaded();
+    assert_eq!(config.broker.to_string(), "redis://:***@host");
+    let StoreUrl::Postgres(url) = config.store else { panic!("{}", config.store) };
+    assert_eq!(url.expose(), "postgres://a:hunter2@b/c");
     let config = Config::from_toml("store = \"sqlite:///var/runs.db\"").unwrap();
     assert_eq!(config.store, StoreUrl::Sqlite { path: Some("/var/runs.db".into()) });
+}
+
+#[test]
+fn what_is_no_broker_or_store_is_refused_without_being_repeated() {
+    for text in [faults("broker = \"kafka://me:hunter2@host\""), faults("store = \"mysql://me:hunter2@host\"")] {
+        assert!(text.contains("expected") && !text.contains("hunter2"), "{text}");
+    }
+    assert!(faults("store = \"sqlite::memory:\"").starts_with("store (toml:1): expected sqlite, sqlite:PATH or"));
+}
+
+#[test]
+fn pairs_that_make_no_sense_are_refused_by_the_keys_that_make_them() {
+    let (redis, postgres) = ("broker = \"redis://h\"\n", "store = \"postgres://h/d\"\n");
+    let text = faults(redis);
+    let expected =
+        "broker (toml:1), store (default): broker redis://h is for many nodes, but store sqlite has one process";
+    assert!(text.starts_with(expected), "{text}");
+    let text = faults(&format!("{postgres}role = \"worker\""));
+    assert!(text.contains("role worker needs") && text.contains("broker memory has one process"), "{text}");
+    for role in ["api", "worker", "all"] {
+        Config::from_toml(&format!("{redis}{postgres}role = \"{role}\"")).unwrap();
+    }
+    Config::from_toml(postgres).unwrap();
+    let text = faults(&format!("{redis}{postgres}[redis]\nauthorities = \"ca.pem\"\ncertificate = \"c.pem\""));
+    assert!(text.contains("certificate and key go together") && text.contains("not rediss://"), "{text}");
+    let text = faults(&format!("{redis}{postgres}[recovery]\nlease = \"5s\""));
+    assert!(text.contains("query_timeout has to be shorter than recovery.lease"), "{text}");
+    assert!(faults("mode = \"production\"").contains("mode production needs at least one key"));
+}
+
+#[test]
+fn variables_of_other_systems_set_their_keys() {
+    let start = Start::new()
+        .env("ENV_MODE", "local")
+        .env("REDIS_URL", "redis://h")
+        .env("SUPABASE_DB_URL", "postgres://h/d")
+        .env("REDIS_CONSUMER_NAME", "worker-7")
+        .env("DB_POOL_MAX", "33")
+        .env("DISABLE_CONNECTIONS", "true")
+        .env("DISABLE_WORKERS", "0")
+        .env("PORT", "8099")
+        .env("RECOVERY_CHECK_INTERVAL_SECONDS", "60")
+        .env("STUCK_RUN_TIMEOUT_MINUTES", "10");
+    let config = start.loaded();
+    assert_eq!((config.broker.to_string(), config.store.to_string()), ("redis://h".into(), "postgres://h/d".into()));
+    assert_eq!((config.node.as_deref(), config.postgres.connections), (Some("worker-7"), 33));
+    assert_eq!((config.server.connections, config.worker.enabled), (false, true));
+    assert_eq!((config.listen.port(), config.recovery.sweep_interval), (8099, Duration::from_secs(60)));
+    assert_eq!(config.runs.timeout, Duration::from_secs(600));
+    assert_eq!(config.origin("store"), Origin::Alias("SUPABASE_DB_URL".to_owned()));
+    // The first of two aliases of one key wins, and Runcast's own variable over both.
+    let start = start.env("DATABASE_URL", "postgres://other/d").env("RUNCAST_BROKER", "amqp://h");
+    let config = start.loaded();
+    assert_eq!((config.broker.to_string(), config.store.to_string()), ("amqp://h".into(), "postgres://other/d".into()));
+    let text = start.env("DISABLE_WORKERS", "perhaps").faults();
+    assert_eq!(text, "worker.enabled (alias DISABLE_WORKERS): expected true or false, got \"perhaps\"");
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use secrecy::{ExposeSecret, SecretString};
+
 /// Declares an enum whose variants are words in the configuration.
 macro_rules! words {
     (
@@ -76,6 +78,18 @@ words! {
 }
 
 words! {
+    /// What kind of queue a foreign producer fills.
+    pub enum IngestKind {
+        /// A Redis list, filled by LPUSH.
+        RedisList = "redis_list",
+        /// A Redis stream, filled by XADD.
+        RedisStream = "redis_stream",
+        /// An AMQP queue.
+        AmqpQueue = "amqp_queue",
+    }
+}
+
+words! {
     /// The protocol that a model provider speaks.
     pub enum Protocol {
         /// The chat completions of OpenAI, which most providers offer too.
@@ -83,17 +97,83 @@ words! {
     }
 }
 
+words! {
+    /// What the installation is for. All its nodes must agree.
+    pub enum Mode {
+        /// One's own machine: no limits, no billing.
+        Local = "local",
+        /// For others: API keys are needed, whatever the address.
+        Production = "production",
+    }
+}
+
+/// The URL of a service, which may hold a password: shown without it.
+#[derive(Clone)]
+pub struct ServiceUrl(SecretString);
+
+impl ServiceUrl {
+    /// Wraps a URL.
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The whole URL, with its password.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+
+    /// What stands before `://`.
+    pub fn scheme(&self) -> &str {
+        self.expose().split("://").next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ServiceUrl {
+    /// Leaves out whatever may be a secret: the password, and the whole query.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.expose();
+        let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        match rest.rsplit_once('@') {
+            None => write!(f, "{scheme}://{rest}"),
+            Some((login, place)) => match login.split_once(':') {
+                Some((user, _)) => write!(f, "{scheme}://{user}:***@{place}"),
+                None => write!(f, "{scheme}://{login}@{place}"),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl PartialEq for ServiceUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for ServiceUrl {}
+
 /// Where wake-ups travel between nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerUrl {
     /// Inside this process.
     Memory,
+    /// A Redis server.
+    Redis(ServiceUrl),
+    /// A RabbitMQ server.
+    Amqp(ServiceUrl),
 }
 
 impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
+            Self::Redis(url) | Self::Amqp(url) => url.fmt(f),
         }
     }
 }
@@ -106,14 +186,17 @@ pub enum StoreUrl {
         /// The file; `None` is `runcast.db` in the data directory.
         path: Option<PathBuf>,
     },
+    /// A PostgreSQL server.
+    Postgres(ServiceUrl),
 }
 
 impl StoreUrl {
-    /// Returns the SQLite file, given the data directory.
-    pub fn sqlite_file(&self, data: &Path) -> PathBuf {
+    /// The SQLite file, given the data directory; `None` if the store is no file.
+    pub fn sqlite_file(&self, data: &Path) -> Option<PathBuf> {
         match self {
-            Self::Sqlite { path: Some(path) } => path.clone(),
-            Self::Sqlite { path: None } => data.join("runcast.db"),
+            Self::Sqlite { path: Some(path) } => Some(path.clone()),
+            Self::Sqlite { path: None } => Some(data.join("runcast.db")),
+            Self::Postgres(_) => None,
         }
     }
 }
@@ -123,6 +206,7 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Sqlite { path: Some(path) } => write!(f, "sqlite:{}", path.display()),
             Self::Sqlite { path: None } => f.write_str("sqlite"),
+            Self::Postgres(url) => url.fmt(f),
         }
     }
 }

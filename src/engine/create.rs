@@ -17,7 +17,7 @@ use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Priorities lie between minus this and this.
-const PRIORITIES: i32 = 100;
+pub(crate) const PRIORITIES: i32 = 100;
 
 /// The longest metadata key and value, in bytes.
 const METADATA_BYTES: usize = 512;
@@ -117,6 +117,14 @@ pub enum CreateError {
     /// The run to go on from does not exist.
     #[error("there is no such run")]
     Missing,
+    /// Every worker that has the agent lacks something for it.
+    #[error("no worker can execute {agent}: {lacks}")]
+    AgentUnavailable {
+        /// The agent.
+        agent: String,
+        /// What they lack.
+        lacks: String,
+    },
     /// The node shuts down.
     #[error("the node is shutting down")]
     Draining,
@@ -174,6 +182,10 @@ impl Engine {
             return Err(CreateError::Draining);
         }
         let node = &self.node;
+        let executes_it = node.executed.iter().any(|(agent, _)| *agent == spec.agent);
+        if !executes_it && let Some(lacks) = node.peers.lacks(&spec.agent, &spec.agent_version) {
+            return Err(CreateError::AgentUnavailable { agent: spec.agent, lacks });
+        }
         let limit = node.settings.max_waiting;
         let (run, decision) = Run::create(spec, due, steps_kept);
         let segment = Segment::encode(1, &decision.events, now);

@@ -1,6 +1,7 @@
 //! Turns deliveries into claims, and claims into live runs.
 //!
-//! A delivery is a permit, not a run: it says that the queue has work. The dispatcher takes only as many
+//! A delivery is a permit, not a run: it says that a queue has work, and the claim takes the first of all
+//! queues that this node serves. The dispatcher takes only as many
 //! as the node has room for, claims that many runs in one transaction, acknowledges the deliveries once
 //! the claim has committed, and hands the runs to the supervisors.
 
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use runcast_broker::{Consumer, Delivery, ErrorKind};
+use runcast_broker::{Delivery, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
+use super::effects::queue;
 use super::supervisor::Start;
 use crate::store::{Claim, Claimed};
 
@@ -23,37 +26,57 @@ const BATCH: usize = 128;
 /// The wait after the store or the broker has failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often runs are looked for while nobody can be woken.
+const UNWOKEN: Duration = Duration::from_secs(1);
+
 /// Runs until `stop` is cancelled. `room` bounds the live runs of the node.
 pub(crate) async fn dispatch(node: Arc<Node>, room: Arc<Semaphore>, stop: CancellationToken) {
+    if node.executed.is_empty() {
+        return;
+    }
     while !stop.is_cancelled() {
-        let prefetch = NonZeroU16::new(BATCH as u16).unwrap_or(NonZeroU16::MIN);
-        match node.broker.consume(std::slice::from_ref(&node.queue), prefetch).await {
-            Ok(consumer) => {
-                let consumed = consume(&node, &room, consumer);
-                if stop.run_until_cancelled(consumed).await.is_none() {
-                    return;
-                }
+        let dispatched = async {
+            if node.shared {
+                node.peers.until(true).await;
             }
-            Err(error) => tracing::warn!(%error, "cannot consume the queue; trying again"),
-        }
+            tokio::select! {
+                () = consume(&node, &room) => {}
+                () = node.peers.until(false), if node.shared => {}
+            }
+        };
+        stop.run_until_cancelled(dispatched).await;
         stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
     }
 }
 
-/// Runs until the consumer fails for good. Dropping it at any await loses nothing: deliveries return to
-/// the queue, and a run that was claimed but not handed on is given up at recovery.
-async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>, mut consumer: Box<dyn Consumer>) {
+/// Runs until the broker has no consumer for us. Dropping it at any await loses nothing: deliveries return
+/// to the queue, and a run that was claimed but not handed on is recovered.
+async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
+    let prefetch = NonZeroU16::new(BATCH as u16).unwrap_or(NonZeroU16::MIN);
+    let queues: Vec<_> = node.executed.iter().map(|(agent, version)| queue(agent, version)).collect();
+    let mut consumer = match node.broker.consume(&queues, prefetch).await {
+        Ok(consumer) => consumer,
+        Err(error) => {
+            tracing::debug!(%error, "cannot consume the queues; trying again");
+            return claim_unwoken(node, room).await;
+        }
+    };
     loop {
         let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
         let mut permits = vec![permit];
-        let mut deliveries = match consumer.next().await {
-            Ok(delivery) => vec![delivery],
-            Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Misconfigured) => {
+        let mut deliveries = match tokio::time::timeout(node.settings.sweep_interval, consumer.next()).await {
+            Ok(Ok(delivery)) => vec![delivery],
+            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Misconfigured) => {
                 return tracing::debug!(%error, "the consumer has ended");
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot receive a delivery; trying again");
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "cannot receive a delivery; trying again");
                 tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            Err(_) => {
+                drop(permits);
+                claim_unwoken(node, room).await;
                 continue;
             }
         };
@@ -63,26 +86,47 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>, mut consumer: Box<dyn 
             permits.push(permit);
             deliveries.push(delivery);
         }
-        // Not to be cut off between the claim and its hand-over.
-        let taken = actix::spawn(take(Arc::clone(node), deliveries, permits));
-        if taken.await.is_err() {
-            tracing::error!("a claim panicked; its runs are recovered at the next start");
+        take_whole(node, deliveries, permits).await;
+    }
+}
+
+/// Without a broker nobody is woken: claims what there is, as long as the broker is away.
+async fn claim_unwoken(node: &Arc<Node>, room: &Arc<Semaphore>) {
+    while node.shared && node.broker.health().await.is_err() {
+        let mut permits = Vec::new();
+        while permits.len() < BATCH
+            && let Ok(permit) = Arc::clone(room).try_acquire_owned()
+        {
+            permits.push(permit);
         }
+        if !permits.is_empty() {
+            take_whole(node, Vec::new(), permits).await;
+        }
+        tokio::time::sleep(UNWOKEN).await;
+    }
+}
+
+/// Claims and starts; not to be cut off between the claim and its hand-over.
+async fn take_whole(node: &Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) {
+    if actix::spawn(take(Arc::clone(node), deliveries, permits)).await.is_err() {
+        tracing::error!("a claim panicked; its runs are recovered later");
     }
 }
 
 async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) {
     let claim = Claim {
         node: Arc::clone(&node.name),
-        agents: Arc::clone(&node.agent_versions),
-        room: deliveries.len(),
+        agents: Arc::clone(&node.executed),
+        room: permits.len(),
         reserve: node.settings.reserve,
         lease: node.settings.lease,
         now: node.clock.now(),
     };
+    let asked = Instant::now();
     match node.store.claim(claim).await {
         Ok(claimed) => {
-            start(&node, claimed, permits).await;
+            node.outage.is_over();
+            start(&node, claimed, permits, asked).await;
             // A delivery that is not acknowledged comes again and finds nothing to claim, which is no error.
             for acknowledged in join_all(deliveries.into_iter().map(Delivery::ack)).await {
                 if let Err(refused) = acknowledged {
@@ -91,7 +135,7 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
             }
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot claim runs; trying again");
+            node.outage.felt("cannot claim runs", &error);
             for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(PAUSE))).await {
                 if let Err(refused) = returned {
                     tracing::debug!(error = %refused.error, "a delivery was not returned");
@@ -102,13 +146,14 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
     }
 }
 
-async fn start(node: &Arc<Node>, claimed: Vec<Claimed>, permits: Vec<OwnedSemaphorePermit>) {
+async fn start(node: &Arc<Node>, claimed: Vec<Claimed>, permits: Vec<OwnedSemaphorePermit>, asked: Instant) {
     let now = node.clock.now();
     for (claimed, permit) in claimed.into_iter().zip(permits) {
         node.metrics.run_started(&claimed.run, now);
-        let supervisor = &node.supervisors[claimed.run.spec.id.spread() % node.supervisors.len()];
-        if supervisor.send(Start(claimed, permit)).await.is_err() {
-            tracing::error!("a supervisor is gone; its runs are recovered at the next start");
+        let (run, attempt) = (claimed.run.spec.id, claimed.run.attempt);
+        let lease = node.shared.then(|| node.leases.begin(run, attempt, asked, node.settings.lease));
+        if node.supervisor(run).send(Start { claimed, lease, permit }).await.is_err() {
+            tracing::error!("a supervisor is gone; its runs are recovered later");
         }
     }
 }

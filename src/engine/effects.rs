@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use runcast_broker::Name;
+use sha2::{Digest, Sha256};
 
 use super::Node;
 use super::mailbox::post;
@@ -14,7 +16,7 @@ use crate::store::{TimerKey, TimerKind};
 pub(crate) fn perform(node: &Arc<Node>, run: &Run, effects: Vec<Effect>) {
     for effect in effects {
         match effect {
-            Effect::Wake => wake(node),
+            Effect::Wake => wake(node, run),
             // Bounded by the timers that exist; what is lost with the node is found in the store.
             Effect::Arm(timer) => post(&node.timers, Arm(key(run.spec.id, timer))),
             Effect::Disarm(timer) => post(&node.timers, Disarm(key(run.spec.id, timer))),
@@ -27,13 +29,24 @@ fn key(run: RunId, timer: Timer) -> TimerKey {
     TimerKey { due: timer.due, run, kind: TimerKind::Due(timer.id) }
 }
 
+/// The queue of the wake-ups for an agent in a version: `pending.<agent>.<version>`, so that no wake-up
+/// goes to a worker that could do nothing with it. What is no name for a broker goes by its digest.
+pub(crate) fn queue(agent: &str, version: &str) -> Name {
+    Name::new(format!("pending.{agent}.{version}")).unwrap_or_else(|_| {
+        let digest = Sha256::digest(format!("{}.{agent}.{version}", agent.len()));
+        let short = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        Name::new(format!("pending.{short}")).unwrap_or_else(|_| unreachable!("hexadecimal digits are a name"))
+    })
+}
+
 /// Tells the workers that the queue has work. A wake-up that gets lost is made up for by the sweep.
-fn wake(node: &Arc<Node>) {
+fn wake(node: &Arc<Node>, run: &Run) {
     let node = Arc::clone(node);
+    let queue = queue(&run.spec.agent, &run.spec.agent_version);
     actix::spawn(async move {
-        if let Err(error) = node.broker.publish(&node.queue, Bytes::new()).await {
+        if let Err(error) = node.broker.publish(&queue, Bytes::new()).await {
             node.metrics.lost_wakes.inc();
-            tracing::warn!(%error, "cannot wake the workers; the sweep will");
+            tracing::debug!(%error, "cannot wake the workers; the sweep will");
         }
     });
 }

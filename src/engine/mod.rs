@@ -4,15 +4,22 @@
 //! Engine (handle) ── create, cancel, open … ──> store, feed
 //! dispatcher ── claims ──> Supervisor (one a core) ── owns ──> RunActor (one a live run) ──> agent task
 //! Timers (due rows) ── transitions ──> store        FeedActor ── evicts ──> logs
+//! leases, peers, control, feed::live: what several nodes on one store need of each other
 //! ```
 //!
 //! No caller sees an address or a channel. The engine never knows HTTP, and no adapter by name.
 
+mod control;
 mod create;
+mod dead_letters;
 mod dispatcher;
 mod effects;
 mod feed;
+mod ingest;
+mod leases;
 mod mailbox;
+mod outage;
+mod peers;
 mod recovery;
 mod run_actor;
 mod supervisor;
@@ -27,21 +34,31 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use runcast_broker::{Broker, Name};
+use parking_lot::Mutex;
+use runcast_broker::{Broker, Source};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::{AgentCard, Agents};
 use crate::clock::Clock;
+use crate::ingest::Mapping;
 use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
-use crate::store::{Deleted, RunFilter, Store, StoreError, Stored, Transition};
+use crate::store::{Deleted, Proposal, RunFilter, Store, StoreError, Stored, Transition};
 use crate::telemetry::Metrics;
 
 pub use create::{CreateError, CreateRun, Key, Start};
+pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
+pub use ingest::Ingest;
 
-use feed::Opened;
+pub use peers::{Fingerprint, NodeCard, Offer};
+
+use feed::{Live, Opened};
+use leases::Leases;
 use mailbox::post;
+use peers::Peers;
 use recovery::settle;
 use supervisor::Supervisor;
 use timers::Timers;
@@ -57,17 +74,56 @@ pub struct Parts {
     pub broker: Arc<dyn Broker>,
     /// What can be run here.
     pub agents: Agents,
+    /// What agents lack to work, by their names, such as a provider's key. A worker among many does not
+    /// execute these: another may lack nothing.
+    pub lacking: BTreeMap<String, String>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// The queues of foreign messages.
+    pub ingest: Vec<Ingest>,
     /// Bounds and durations.
     pub settings: Settings,
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Accepts, shows and cancels runs.
+    Api,
+    /// Executes runs.
+    Worker,
+    /// Both.
+    All,
+}
+
+impl Role {
+    /// It executes runs.
+    #[must_use]
+    pub fn executes(self) -> bool {
+        matches!(self, Self::Worker | Self::All)
+    }
+
+    /// It accepts and shows runs.
+    #[must_use]
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Api | Self::All)
+    }
 }
 
 /// Bounds and durations of an engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What this node does.
+    pub role: Role,
+    /// Whether it executes runs, if its role says so. For maintenance.
+    pub execute: bool,
+    /// There may be other nodes on the same store and broker.
+    pub shared: bool,
+    /// What this node would have all nodes agree on.
+    pub proposal: Proposal,
     /// This node's name; shown in `run.started`.
     pub node: String,
     /// How many runs may be live at once.
@@ -80,6 +136,8 @@ pub struct Settings {
     pub max_attempts: u32,
     /// The waits between attempts.
     pub backoff: Backoff,
+    /// How long tokens gather before they are announced to other nodes.
+    pub announce_window: Duration,
     /// How long tokens gather before they are journaled.
     pub flush_interval: Duration,
     /// How many sequence numbers each commit reserves.
@@ -103,17 +161,34 @@ pub struct Settings {
 /// What the engine's own parts share.
 pub(crate) struct Node {
     name: Arc<str>,
+    role: Role,
+    shared: bool,
     store: Arc<dyn Store>,
     broker: Arc<dyn Broker>,
-    queue: Name,
     agents: Agents,
-    agent_versions: Arc<[(String, String)]>,
+    lacking: BTreeMap<String, String>,
+    /// The names and versions of the agents that are executed here.
+    executed: Arc<[(String, String)]>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     settings: Settings,
     feed: Feed,
     timers: Addr<Timers>,
     supervisors: Vec<Addr<Supervisor>>,
+    leases: Leases,
+    peers: Peers,
+    asked: control::Asked,
+    /// How foreign messages are read, by the names of their sources.
+    mappings: BTreeMap<String, Mapping>,
+    outage: outage::Outage,
+    draining: AtomicBool,
+}
+
+impl Node {
+    /// The names and versions of the agents that this node knows.
+    fn all_agents(&self) -> impl Iterator<Item = (String, String)> {
+        self.agents.cards().map(|card| (card.name.clone(), card.version.clone()))
+    }
 }
 
 /// Starts, shows and ends runs. A cheap handle; all methods are cancellation safe: what a dropped call
@@ -127,10 +202,13 @@ pub struct Engine {
 /// The engine's own life.
 struct Life {
     phase: AtomicU8,
-    draining: AtomicBool,
     stop: CancellationToken,
+    closed: CancellationToken,
     room: Arc<Semaphore>,
     arbiters: Vec<Arbiter>,
+    /// Where foreign messages come from, until they are pumped.
+    sources: Mutex<Vec<(String, Box<dyn Source>)>>,
+    pumps: TaskTracker,
 }
 
 const RECOVERING: u8 = 0;
@@ -192,28 +270,46 @@ impl Engine {
     /// Starts the actors. Runs can be created at once; executing them begins with
     /// [`serve`](Self::serve). Needs an actix system.
     pub async fn start(parts: Parts) -> Self {
-        let Parts { store, broker, agents, clock, metrics, settings } = parts;
-        let (feed, mut to_cancel) = Feed::start(store.clone(), settings.feed.clone());
+        let Parts { store, broker, agents, lacking, clock, metrics, ingest, settings } = parts;
+        let (mut mappings, mut sources) = (BTreeMap::new(), Vec::new());
+        for Ingest { name, mapping, source } in ingest {
+            sources.extend(source.map(|source| (name.clone(), source)));
+            mappings.insert(name, mapping);
+        }
+        let live = settings.shared.then(|| Live { broker: Arc::clone(&broker), window: settings.announce_window });
+        let (feed, mut to_cancel) = Feed::start(store.clone(), live, settings.feed.clone());
         let arbiters: Vec<_> = (0..settings.supervisors.max(1)).map(|_| Arbiter::new()).collect();
         let supervisors: Vec<_> = arbiters
             .iter()
             .map(|arbiter| Supervisor::start_in_arbiter(&arbiter.handle(), |_| Supervisor::default()))
             .collect();
-        let agent_versions = agents.cards().map(|card| (card.name.clone(), card.version.clone())).collect();
+        // Alone, a node has to tell by failing the run.
+        let executed = agents.cards().filter(|card| !settings.shared || !lacking.contains_key(&card.name));
+        let executed =
+            executed.filter(|_| settings.execute).map(|card| (card.name.clone(), card.version.clone())).collect();
+        let peers = Peers::new(settings.proposal.clone(), clock.now());
         let room = Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)));
         let node = Arc::new(Node {
             name: settings.node.as_str().into(),
+            role: settings.role,
+            shared: settings.shared,
             store,
             broker,
-            queue: Name::new("pending").unwrap_or_else(|_| unreachable!("a constant name")),
             agents,
-            agent_versions,
+            lacking,
+            executed,
             clock,
             metrics,
             settings,
             feed,
             timers: Timers::default().start(),
             supervisors,
+            leases: Leases::default(),
+            peers,
+            asked: control::Asked::default(),
+            mappings,
+            outage: outage::Outage::default(),
+            draining: AtomicBool::new(false),
         });
         for supervisor in &node.supervisors {
             // One each.
@@ -221,10 +317,12 @@ impl Engine {
         }
         let life = Life {
             phase: AtomicU8::new(RECOVERING),
-            draining: AtomicBool::new(false),
             stop: CancellationToken::new(),
+            closed: CancellationToken::new(),
             room,
             arbiters,
+            sources: Mutex::new(sources),
+            pumps: TaskTracker::new(),
         };
         let engine = Self { node, life: Arc::new(life) };
         let unwatched = engine.clone();
@@ -237,15 +335,31 @@ impl Engine {
     }
 
     /// Recovers what the last process left behind, then begins to execute runs. Returns how many runs
-    /// were recovered.
+    /// were recovered. Among many nodes, whose store and broker may be away, it only begins: leases end
+    /// and are recovered by and by.
     pub async fn serve(&self) -> Result<usize, StoreError> {
-        let recovered = recovery::recover(&self.node).await?;
         let node = &self.node;
+        let recovered = if node.shared { 0 } else { recovery::recover(node).await? };
         // One.
         post(&node.timers, timers::Begin(Arc::clone(node)));
-        let stop = self.life.stop.clone();
-        actix::spawn(recovery::sweep(Arc::clone(node), node.settings.sweep_interval, stop.clone()));
-        actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop));
+        let stop = &self.life.stop;
+        if node.shared {
+            actix::spawn(peers::keep(Arc::clone(node), stop.clone()));
+            actix::spawn(control::listen(Arc::clone(node), stop.clone()));
+        }
+        if node.role.executes() {
+            if node.shared {
+                // Until the last live run is let go.
+                actix::spawn(leases::keep(Arc::clone(node), self.life.closed.clone()));
+                actix::spawn(leases::watch(Arc::clone(node), self.life.closed.clone()));
+            }
+            actix::spawn(recovery::sweep(Arc::clone(node), stop.clone()));
+            actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop.clone()));
+        }
+        for (name, source) in self.life.sources.lock().drain(..) {
+            let pump = ingest::pump(self.clone(), name, source);
+            actix::spawn(self.life.pumps.track_future(pump));
+        }
         self.life.phase.store(SERVING, Ordering::Release);
         Ok(recovered)
     }
@@ -308,9 +422,7 @@ impl Engine {
             Transition::Rejected(stored, Rejection::Final(_)) => Ok(Cancelled::Final(stored)),
             Transition::Rejected(stored, _) => Ok(Cancelled::Requested(stored)),
             Transition::Handed(stored) => {
-                let supervisor = &self.node.supervisors[id.spread() % self.node.supervisors.len()];
-                // Bounded by the requests that wait for it.
-                post(supervisor, supervisor::Cancel(id));
+                self.node.signal_cancel(id);
                 Ok(Cancelled::Requested(stored))
             }
             Transition::Done(changed) => {
@@ -323,13 +435,14 @@ impl Engine {
     }
 
     async fn cancel_unwatched(&self, id: RunId) {
+        if self.node.watched_elsewhere(id).await {
+            return;
+        }
         let now = self.node.clock.now();
         match self.node.store.transition(None, id, Command::Cancel, now).await {
-            Ok(Transition::Handed(stored)) => {
+            Ok(Transition::Handed(_)) => {
                 tracing::info!(run = %id, "cancelled: its last viewer has gone");
-                let supervisor = &self.node.supervisors[stored.run.spec.id.spread() % self.node.supervisors.len()];
-                // Bounded by the runs that have lost their viewers.
-                post(supervisor, supervisor::Cancel(id));
+                self.node.signal_cancel(id);
             }
             Ok(transition) => settle(&self.node, transition),
             Err(error) => tracing::warn!(run = %id, %error, "cannot cancel a run whose last viewer has gone"),
@@ -353,6 +466,12 @@ impl Engine {
         self.node.agents.cards()
     }
 
+    /// All nodes that are there, this one among them, ordered by id.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeCard> {
+        self.node.cards()
+    }
+
     /// What counts.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
@@ -368,7 +487,7 @@ impl Engine {
     /// Whether a shutdown has begun: nothing new is accepted.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.life.draining.load(Ordering::Acquire)
+        self.node.draining.load(Ordering::Acquire)
     }
 
     /// Asks every part whether it can do its work.
@@ -376,12 +495,17 @@ impl Engine {
         let mut parts = BTreeMap::new();
         parts.insert("store", self.node.store.health().await.map_err(|error| error.to_string()));
         parts.insert("broker", self.node.broker.health().await.map_err(|error| error.to_string()));
-        let worker = match (self.is_draining(), self.life.phase.load(Ordering::Acquire)) {
+        let node = match (self.is_draining(), self.life.phase.load(Ordering::Acquire)) {
             (true, _) => Err("shutting down".to_owned()),
             (false, RECOVERING) => Err("recovering runs".to_owned()),
             (false, _) => Ok(()),
         };
-        parts.insert("worker", worker);
+        parts.insert("node", node);
+        if self.node.shared {
+            let disagreements = self.node.peers.disagreements();
+            let agreement = if disagreements.is_empty() { Ok(()) } else { Err(disagreements.join("; ")) };
+            parts.insert("agreement", agreement);
+        }
         Readiness { parts }
     }
 
@@ -399,8 +523,9 @@ impl Engine {
     /// when `hurry` is cancelled), lets the rest go to be run again, and ends all streams. What is
     /// asked of the engine after that is answered until [`close`](Self::close).
     pub async fn drain(&self, grace: Duration, hurry: CancellationToken) {
-        self.life.draining.store(true, Ordering::Release);
+        self.node.draining.store(true, Ordering::Release);
         self.life.stop.cancel();
+        self.life.pumps.close();
         let room = &self.life.room;
         let all = u32::try_from(self.node.settings.concurrency.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         let idle = tokio::time::timeout(grace, room.acquire_many(all));
@@ -415,6 +540,9 @@ impl Engine {
                 tracing::warn!("some runs could not be let go; they are recovered at the next start");
             }
         }
+        if tokio::time::timeout(RELEASE, self.life.pumps.wait()).await.is_err() {
+            tracing::warn!("some foreign messages could not be let go; they come again, and make no second run");
+        }
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();
@@ -422,6 +550,8 @@ impl Engine {
 
     /// Closes broker and store, when nobody asks any more.
     pub async fn close(&self) {
+        self.life.closed.cancel();
+        peers::leave(&self.node).await;
         self.node.broker.close().await;
         self.node.store.close().await;
         for arbiter in &self.life.arbiters {

@@ -1,15 +1,17 @@
 //! What puts right what got lost: attempts whose owner is gone, and wake-ups that never came.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::effects::perform;
-use crate::run::{Backoff, RunId, Status};
-use crate::store::{Changed, StoreError, Transition};
+use super::effects::{perform, queue};
+use crate::run::{Backoff, RunId, Timestamp};
+use crate::store::{Changed, Queued, StoreError, Transition};
 
 /// How many runs are recovered in one transaction.
 const BATCH: usize = 256;
@@ -34,7 +36,7 @@ pub(crate) fn settle(node: &Arc<Node>, transition: Transition) {
     }
 }
 
-/// Gives up the runs that were running when the last process ended. Returns how many there were.
+/// Gives up the runs whose owner is gone. Returns how many there were.
 pub(crate) async fn recover(node: &Arc<Node>) -> Result<usize, StoreError> {
     let mut recovered = 0;
     loop {
@@ -61,32 +63,77 @@ pub(crate) async fn give_up(node: Arc<Node>, run: RunId, attempt: u32) {
     }
 }
 
-/// Wakes the workers for queued runs that no wake-up is under way for, and forgets old idempotency keys,
-/// now and then again, until `stop` is cancelled.
-pub(crate) async fn sweep(node: Arc<Node>, every: Duration, stop: CancellationToken) {
+/// Gives up the attempts whose lease has ended, wakes the workers for queued runs that no wake-up is under
+/// way for, and forgets old idempotency keys, now and then again, until `stop` is cancelled.
+pub(crate) async fn sweep(node: Arc<Node>, stop: CancellationToken) {
+    // Whose lease ended while the store was away could not help it: nobody's run is taken before all
+    // have had the time to extend.
+    let mut reached: Option<Instant> = None;
+    let mut unserved = BTreeSet::new();
     while !stop.is_cancelled() {
-        if let Err(error) = wake_forgotten(&node).await {
-            tracing::warn!(%error, "cannot sweep the queue");
+        if node.shared {
+            match node.store.health().await {
+                Ok(()) => {
+                    let since = *reached.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= node.settings.lease {
+                        recover_expired(&node).await;
+                    }
+                }
+                Err(_) => reached = None,
+            }
+        }
+        if let Err(error) = wake_forgotten(&node, &mut unserved).await {
+            tracing::debug!(%error, "cannot sweep the queues");
         }
         let now = node.clock.now();
-        let before = crate::run::Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
+        let before = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
         if let Err(error) = node.store.forget_keys(before, BATCH * 16).await {
-            tracing::warn!(%error, "cannot forget old idempotency keys");
+            tracing::debug!(%error, "cannot forget old idempotency keys");
         }
-        stop.run_until_cancelled(tokio::time::sleep(every)).await;
+        stop.run_until_cancelled(tokio::time::sleep(node.settings.sweep_interval)).await;
     }
 }
 
-async fn wake_forgotten(node: &Arc<Node>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let queued = node.store.counts().await?.get(&Status::Queued).copied().unwrap_or(0);
-    let depths = node.broker.depths(std::slice::from_ref(&node.queue)).await?;
-    let under_way = depths.iter().map(|depth| depth.ready + depth.outstanding).sum();
-    let missing = queued.saturating_sub(under_way).min(WAKES);
-    for _ in 0..missing {
-        node.broker.publish(&node.queue, Bytes::new()).await?;
+async fn recover_expired(node: &Arc<Node>) {
+    match recover(node).await {
+        Ok(0) => {}
+        Ok(recovered) => {
+            node.metrics.recovered.inc_by(recovered as u64);
+            tracing::warn!(recovered, "runs whose lease had ended go on as another attempt");
+        }
+        Err(error) => tracing::debug!(%error, "cannot recover runs"),
     }
-    if missing > 0 {
-        tracing::debug!(missing, queued, "woke the workers again");
+}
+
+/// `unserved`: the agents and versions that somebody has been warned about.
+async fn wake_forgotten(
+    node: &Arc<Node>,
+    unserved: &mut BTreeSet<(String, String)>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let queued = node.store.queued().await?;
+    let served = |queued: &Queued| {
+        let here = node.executed.iter().any(|(agent, version)| (agent, version) == (&queued.agent, &queued.version));
+        here || node.peers.offered(&queued.agent, &queued.version)
+    };
+    let (queued, nobodys): (Vec<_>, Vec<_>) = queued.into_iter().partition(served);
+    for Queued { agent, version, runs } in &nobodys {
+        if !unserved.contains(&(agent.clone(), version.clone())) {
+            tracing::warn!(agent, version, runs, "runs are queued for an agent that no worker has");
+        }
+    }
+    *unserved = nobodys.into_iter().map(|queued| (queued.agent, queued.version)).collect();
+    let queues: Vec<_> = queued.iter().map(|queued| queue(&queued.agent, &queued.version)).collect();
+    let depths = node.broker.depths(&queues).await?;
+    let mut left = WAKES;
+    for ((Queued { runs, agent, .. }, depth), queue) in queued.iter().zip(depths).zip(&queues) {
+        let missing = runs.saturating_sub(depth.ready + depth.outstanding).min(left);
+        left -= missing;
+        for _ in 0..missing {
+            node.broker.publish(queue, Bytes::new()).await?;
+        }
+        if missing > 0 {
+            tracing::debug!(missing, runs, agent, "woke the workers again");
+        }
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use super::Node;
 use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
-use super::supervisor::{Gone, Supervisor};
+use super::supervisor::{Gone, Start, Supervisor};
 use crate::agent::{Agent, AgentError, Answer, Push, RunContext, Sink, Stopped};
 use crate::run::{
     Command, Context as Moment, Decision, Event, Failure, Retry, Run, RunError, StepRecord, Timestamp, Usage,
@@ -48,6 +48,8 @@ pub(crate) struct RunActor {
     flushing: Option<SpawnHandle>,
     agent: Option<AbortHandle>,
     ending: Ending,
+    /// The run belongs to somebody else; what is on its way to the store will be told so.
+    lost: bool,
     /// Dropped with the actor: room for the next run.
     _permit: OwnedSemaphorePermit,
 }
@@ -104,18 +106,16 @@ pub(crate) enum Stop {
     Cancel,
     /// The node shuts down.
     Release,
+    /// The lease could not be extended in time.
+    Suspend,
+    /// The run belongs to somebody else.
+    Lost,
 }
 
 impl RunActor {
-    pub(crate) fn new(
-        node: Arc<Node>,
-        supervisor: Addr<Supervisor>,
-        claimed: Claimed,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(crate) fn new(node: Arc<Node>, supervisor: Addr<Supervisor>, Start { claimed, lease, permit }: Start) -> Self {
         let Claimed { run, segment, reserved_seq, steps } = claimed;
-        let log = node.feed.log(run.spec.id, &run.spec.tenant);
-        log.own(&segment, reserved_seq);
+        let log = node.feed.own(&run, &segment, reserved_seq, lease);
         node.metrics.live_runs.inc();
         Self {
             node,
@@ -130,6 +130,7 @@ impl RunActor {
             flushing: None,
             agent: None,
             ending: Ending::Unforeseen,
+            lost: false,
             _permit: permit,
         }
     }
@@ -281,10 +282,15 @@ impl RunActor {
     ) {
         match result {
             Ok(Committed::Done) => {
+                self.node.outage.is_over();
                 self.committing = false;
                 self.done(decided, context);
+                if self.lost && self.ending != Ending::Settled {
+                    return self.fenced(context);
+                }
                 self.journal_next(context);
             }
+            Ok(Committed::CancelWaits) if self.lost => self.fenced(context),
             Ok(Committed::CancelWaits) => {
                 // What was decided has not happened, and nobody has seen it. The cancel goes first.
                 self.committing = false;
@@ -293,17 +299,10 @@ impl RunActor {
                 self.changes.clear();
                 self.change(Change::End(Command::Cancel), context);
             }
-            Ok(Committed::Fenced) => {
-                tracing::warn!(run = %self.run.spec.id, attempt = self.run.attempt, "fenced off: the run has another owner");
-                self.node.metrics.fenced.inc();
-                self.ending = Ending::Fenced;
-                self.stop(context);
-            }
+            Ok(Committed::Fenced) => self.fenced(context),
             Err(error) if error.is_transient() => {
                 let wait = STORE_RETRY.delay(failures + 1, rand::rng().random(), None);
-                if failures == 0 {
-                    tracing::warn!(run = %self.run.spec.id, %error, "cannot journal; the run waits for the store");
-                }
+                self.node.outage.felt("cannot journal; the runs wait for the store", &error);
                 let later = actix::clock::sleep(wait).into_actor(self);
                 context.spawn(later.map(move |(), actor, context| actor.commit(decided, failures + 1, context)));
             }
@@ -333,6 +332,24 @@ impl RunActor {
             self.node.metrics.run_left(&self.run);
             self.stop(context);
         }
+    }
+
+    /// The run belongs to somebody else: nothing more is shown or written.
+    fn lose(&mut self, context: &mut Context<Self>) {
+        self.log.seal();
+        self.changes.clear();
+        self.lost = true;
+        // What is on its way may be the end of the run, which is why it is not found running any more.
+        if !self.committing {
+            self.fenced(context);
+        }
+    }
+
+    fn fenced(&mut self, context: &mut Context<Self>) {
+        tracing::warn!(run = %self.run.spec.id, attempt = self.run.attempt, "fenced off: the run has another owner");
+        self.node.metrics.fenced.inc();
+        self.ending = Ending::Fenced;
+        self.stop(context);
     }
 
     fn stop(&mut self, context: &mut Context<Self>) {
@@ -371,7 +388,8 @@ impl Drop for RunActor {
         self.stop_agent();
         self.node.metrics.live_runs.dec();
         self.log.disown(self.ending != Ending::Settled);
-        self.node.feed.idle(&self.log);
+        self.node.leases.end(self.run.spec.id, self.run.attempt);
+        self.node.feed.disowned(&self.log);
         let foreseen = self.ending != Ending::Unforeseen;
         let gone = Gone { run: self.run.spec.id, attempt: self.run.attempt, foreseen };
         // Bounded by the number of actors.
@@ -412,11 +430,16 @@ impl Handler<Stop> for RunActor {
     fn handle(&mut self, stop: Stop, context: &mut Self::Context) {
         // The wish is in the store already, so the model's socket need not wait for another commit.
         self.stop_agent();
-        let command = match stop {
-            Stop::Cancel => Command::Cancel,
-            Stop::Release => Command::Release { attempt: self.run.attempt },
-        };
-        self.end(command, context);
+        let attempt = self.run.attempt;
+        match stop {
+            Stop::Cancel => self.end(Command::Cancel, context),
+            Stop::Release => self.end(Command::Release { attempt }, context),
+            Stop::Suspend => {
+                self.node.metrics.suspended.inc();
+                self.end(Command::Suspend { attempt }, context);
+            }
+            Stop::Lost => self.lose(context),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Node;
+use super::leases::Lease;
 use super::mailbox::post;
 use super::recovery::give_up;
 use super::run_actor::{RunActor, Stop};
@@ -45,12 +46,25 @@ pub(crate) struct Adopt(pub(crate) Arc<Node>);
 /// A run was claimed and is to be executed.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Start(pub(crate) Claimed, pub(crate) OwnedSemaphorePermit);
+pub(crate) struct Start {
+    pub(crate) claimed: Claimed,
+    pub(crate) lease: Option<Arc<Lease>>,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
 
 /// A running run is to be cancelled; the wish is in the store.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Cancel(pub(crate) RunId);
+
+/// An attempt has lost its lease, to another node or (`suspend`) to the time that has passed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Lose {
+    pub(crate) run: RunId,
+    pub(crate) attempt: u32,
+    pub(crate) suspend: bool,
+}
 
 /// The node shuts down: let every run go.
 #[derive(Message)]
@@ -90,10 +104,10 @@ impl Handler<Adopt> for Supervisor {
 impl Handler<Start> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Start(claimed, permit): Start, context: &mut Self::Context) {
+    fn handle(&mut self, start: Start, context: &mut Self::Context) {
         let Some(node) = &self.node else { return };
-        let (run, attempt) = (claimed.run.spec.id, claimed.run.attempt);
-        let actor = RunActor::new(Arc::clone(node), context.address(), claimed, permit).start();
+        let (run, attempt) = (start.claimed.run.spec.id, start.claimed.run.attempt);
+        let actor = RunActor::new(Arc::clone(node), context.address(), start).start();
         if self.early_cancels.remove(&run).is_some() {
             post(&actor, Stop::Cancel);
         }
@@ -111,6 +125,19 @@ impl Handler<Cancel> for Supervisor {
             None => {
                 self.early_cancels.insert(run, Instant::now());
             }
+        }
+    }
+}
+
+impl Handler<Lose> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, lost: Lose, _: &mut Self::Context) {
+        if let Some(live) = self.runs.get(&lost.run)
+            && live.attempt == lost.attempt
+        {
+            // One of each kind to each actor.
+            post(&live.actor, if lost.suspend { Stop::Suspend } else { Stop::Lost });
         }
     }
 }

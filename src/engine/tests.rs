@@ -1,4 +1,5 @@
-//! What the binary cannot be made to do from outside: a run's actor that dies.
+//! What the binary cannot be made to do from outside: a run's actor that dies, a store that stalls between two
+//! nodes that are not on one machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +11,7 @@ use super::*;
 use crate::agent::{Agent, AgentError, Answer, RunContext};
 use crate::clock::SystemClock;
 use crate::run::{Input, OnDisconnect, Timestamp};
+use crate::store::RunStore;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 
 /// A clock that panics when it is next read after it was told to.
@@ -48,6 +50,11 @@ impl Agent for Saboteur {
 
 fn settings() -> Settings {
     Settings {
+        role: Role::All,
+        execute: true,
+        shared: false,
+        proposal: Proposal { mode: "local".to_owned(), namespace: "test".to_owned() },
+        announce_window: Duration::from_millis(20),
         node: "test".to_owned(),
         concurrency: 8,
         supervisors: 1,
@@ -101,8 +108,10 @@ fn a_run_whose_actor_dies_goes_on_as_another_attempt_and_its_neighbours_do_not_n
             store: Arc::new(SqliteStore::open(SqliteOptions::new(directory.path().join("test.db"))).unwrap()),
             broker: Arc::new(MemoryBroker::default()),
             agents,
+            lacking: BTreeMap::new(),
             clock: Arc::new(BombClock(bomb)),
             metrics: Arc::new(Metrics::default()),
+            ingest: Vec::new(),
             settings: settings(),
         })
         .await;
@@ -135,5 +144,155 @@ fn a_run_whose_actor_dies_goes_on_as_another_attempt_and_its_neighbours_do_not_n
 
         engine.drain(patience, CancellationToken::new()).await;
         engine.close().await;
+    });
+}
+
+/// Nodes that share a store and a broker.
+struct Cluster {
+    store: Arc<SqliteStore>,
+    broker: Arc<MemoryBroker>,
+    _directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(SqliteOptions::new(directory.path().join("test.db"))).unwrap());
+        Self { store, broker: Arc::new(MemoryBroker::default()), _directory: directory }
+    }
+
+    async fn node(&self, name: &str, role: Role) -> Engine {
+        self.node_with(name, role, |_| {}).await
+    }
+
+    async fn node_with(&self, name: &str, role: Role, set: impl FnOnce(&mut Parts)) -> Engine {
+        let mut agents = Agents::default();
+        agents.register(Arc::new(crate::agent::scripted::ScriptedAgent::new("scripted"))).unwrap();
+        let mut settings = settings();
+        settings.node = name.to_owned();
+        settings.role = role;
+        settings.shared = true;
+        settings.flush_interval = Duration::from_millis(5);
+        let mut parts = Parts {
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            broker: Arc::clone(&self.broker) as Arc<dyn Broker>,
+            agents,
+            lacking: BTreeMap::new(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(Metrics::default()),
+            ingest: Vec::new(),
+            settings,
+        };
+        set(&mut parts);
+        let engine = Engine::start(parts).await;
+        engine.serve().await.unwrap();
+        engine
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a viewer sees until the log has ended.
+async fn seen(engine: &Engine, id: RunId, after: u64) -> String {
+    use futures_util::StreamExt;
+    let Watched::Viewer(mut viewer) = engine.watch(&Tenant::default(), id, after).await.unwrap() else {
+        return String::new();
+    };
+    let all = async {
+        let mut text = Vec::new();
+        while let Some(bytes) = viewer.next().await {
+            text.extend_from_slice(&bytes);
+        }
+        String::from_utf8(text).unwrap()
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("the log ends")
+}
+
+/// Asks again until it is so.
+async fn until(so: impl AsyncFn() -> bool) {
+    let asked = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("it becomes so");
+}
+
+fn ids(frames: &str) -> Vec<u64> {
+    frames.lines().filter_map(|line| line.strip_prefix("id: ")).map(|id| id.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_viewer_on_another_node_sees_the_same_log() {
+    actix::System::new().block_on(async {
+        let cluster = Cluster::new();
+        let api = cluster.node("api", Role::Api).await;
+        let other = cluster.node("other", Role::Api).await;
+        let worker = cluster.node("worker", Role::Worker).await;
+        let mut spoken = wish("scripted");
+        spoken.params.insert("tokens".to_owned(), 40.into());
+        spoken.params.insert("delay_ms".to_owned(), 5.into());
+        let id = api.create(spoken).await.unwrap().0.run.spec.id;
+        let (first, second) = tokio::join!(seen(&api, id, 0), seen(&other, id, 0));
+        assert_eq!(first, second);
+        let numbers = ids(&first);
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "dense");
+        assert!(first.contains("event: run.completed"), "{first}");
+        // Late, in the middle, on the node that executed it, and after the end.
+        let last = *numbers.last().unwrap();
+        assert_eq!(seen(&worker, id, 0).await, first);
+        assert_eq!(ids(&seen(&other, id, 10).await), (11..=last).collect::<Vec<_>>());
+        assert_eq!(seen(&api, id, last).await, "");
+        for engine in [worker, other, api] {
+            engine.drain(PATIENCE, CancellationToken::new()).await;
+        }
+        cluster.store.close().await;
+    });
+}
+
+#[test]
+fn a_cancel_reaches_the_worker_of_another_node_at_once() {
+    actix::System::new().block_on(async {
+        let cluster = Cluster::new();
+        let api = cluster.node("api", Role::Api).await;
+        let worker = cluster.node("worker", Role::Worker).await;
+        let mut hanging = wish("scripted");
+        hanging.params.insert("hang_at".to_owned(), 2.into());
+        let id = api.create(hanging).await.unwrap().0.run.spec.id;
+        until(async || api.get(&Tenant::default(), id).await.unwrap().run.status == Status::Running).await;
+        let started = std::time::Instant::now();
+        assert!(matches!(api.cancel(&Tenant::default(), id).await.unwrap(), Cancelled::Requested(_)));
+        let cancelled = api.wait(&Tenant::default(), id, PATIENCE).await.unwrap().run;
+        assert_eq!(cancelled.status, Status::Cancelled);
+        assert!(started.elapsed() < settings().lease / 3, "not only by the next extension of the lease");
+        for engine in [worker, api] {
+            engine.drain(PATIENCE, CancellationToken::new()).await;
+        }
+        cluster.store.close().await;
+    });
+}
+
+#[test]
+fn a_worker_that_does_not_agree_takes_no_runs() {
+    actix::System::new().block_on(async {
+        let cluster = Cluster::new();
+        let api = cluster.node("api", Role::Api).await;
+        until(async || api.nodes()[0].fingerprint.is_some()).await;
+        let stranger =
+            cluster.node_with("stranger", Role::Worker, |parts| parts.settings.proposal.mode = "production".to_owned());
+        let stranger = stranger.await;
+        let id = api.create(wish("scripted")).await.unwrap().0.run.spec.id;
+        until(async || stranger.readiness().await.parts["agreement"].is_err()).await;
+        let problem = stranger.readiness().await.parts["agreement"].clone().unwrap_err();
+        assert!(problem.contains("mode: this node has production, the store was set up with local"), "{problem}");
+        until(async || api.nodes().len() == 2 && !api.nodes()[1].disagreements.is_empty()).await;
+        assert_eq!(api.get(&Tenant::default(), id).await.unwrap().run.status, Status::Queued);
+
+        let worker = cluster.node("worker", Role::Worker).await;
+        assert!(seen(&api, id, 0).await.contains("\"node\":\"worker\""));
+        for engine in [stranger, worker, api] {
+            engine.drain(PATIENCE, CancellationToken::new()).await;
+        }
+        cluster.store.close().await;
     });
 }

@@ -2,8 +2,9 @@
 //!
 //! The rows are the truth. What is due within the horizon is kept in memory, ordered by due time, and
 //! read again from the store every half horizon: so memory holds what fires soon and no more, and a
-//! timer whose node died fires elsewhere. Due times are wall clock; a jump of the clock is noticed
-//! within [`LONGEST_SLEEP`].
+//! timer whose node died fires elsewhere. Where there are other nodes, each fires what was armed there, and
+//! what it has only read a little later: if the other is alive, it has fired by then. Due times are wall
+//! clock; a jump of the clock is noticed within [`LONGEST_SLEEP`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,6 +20,13 @@ use crate::store::{TimerKey, Transition};
 
 /// How far ahead timers are kept in memory.
 const HORIZON: Duration = Duration::from_secs(60);
+
+/// The same where there are other nodes: half of it is the longest that a timer of a dead node, which was
+/// to fire soon, is late.
+const SHARED_HORIZON: Duration = Duration::from_secs(4);
+
+/// How much later a timer is fired that another node may have armed.
+const COURTESY: Duration = Duration::from_millis(500);
 
 /// The actor looks at the clock at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -36,7 +44,8 @@ const FIRING: usize = 256;
 #[derive(Default)]
 pub(crate) struct Timers {
     node: Option<Arc<Node>>,
-    ordered: BTreeSet<TimerKey>,
+    /// When they are to be fired here, and what.
+    ordered: BTreeSet<(Timestamp, TimerKey)>,
     wake: Option<(Timestamp, SpawnHandle)>,
     firing: bool,
 }
@@ -65,8 +74,9 @@ impl Timers {
     /// Reads what the horizon has come to hold.
     fn read_store(&mut self, context: &mut Context<Self>) {
         let Some(node) = self.node.clone() else { return };
+        let courtesy = if node.shared { COURTESY } else { Duration::ZERO };
         let read = async move {
-            let until = node.clock.now().after(HORIZON);
+            let until = node.clock.now().after(horizon(&node));
             let mut timers: Vec<TimerKey> = Vec::new();
             loop {
                 match node.store.timers(until, timers.last().copied(), PAGE).await {
@@ -78,14 +88,16 @@ impl Timers {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot read the timers; they are read again soon");
+                        node.outage.felt("cannot read the timers", &error);
                         return timers;
                     }
                 }
             }
         };
-        context.spawn(read.into_actor(self).map(|timers, actor, context| {
-            actor.ordered.extend(timers);
+        context.spawn(read.into_actor(self).map(move |timers, actor, context| {
+            let unknown: Vec<_> =
+                timers.into_iter().filter(|timer| !actor.ordered.contains(&(timer.due, *timer))).collect();
+            actor.ordered.extend(unknown.into_iter().map(|timer| (timer.due.after(courtesy), timer)));
             actor.look(context);
         }));
     }
@@ -98,8 +110,8 @@ impl Timers {
         }
         let now = node.clock.now();
         let mut due = Vec::new();
-        while let Some(timer) = self.ordered.first().copied() {
-            if timer.due > now || due.len() == FIRING {
+        while let Some((at, timer)) = self.ordered.first().copied() {
+            if at > now || due.len() == FIRING {
                 break;
             }
             self.ordered.pop_first();
@@ -118,7 +130,7 @@ impl Timers {
             actor.firing = false;
             if !failed.is_empty() {
                 context.run_later(RETRY, |actor, context| {
-                    actor.ordered.extend(failed);
+                    actor.ordered.extend(failed.into_iter().map(|timer| (timer.due, timer)));
                     actor.look(context);
                 });
             }
@@ -127,8 +139,8 @@ impl Timers {
     }
 
     fn sleep(&mut self, now: Timestamp, context: &mut Context<Self>) {
-        let Some(first) = self.ordered.first() else { return };
-        let until = first.due.min(now.after(LONGEST_SLEEP));
+        let Some((first, _)) = self.ordered.first() else { return };
+        let until = now.after(LONGEST_SLEEP).min(*first);
         match self.wake {
             Some((earlier, _)) if earlier <= until && earlier > now => return,
             Some((_, later)) => drop(context.cancel_future(later)),
@@ -142,6 +154,10 @@ impl Timers {
     }
 }
 
+fn horizon(node: &Node) -> Duration {
+    if node.shared { SHARED_HORIZON } else { HORIZON }
+}
+
 /// Tells the machine that `timer` is due. Hands it back when the store could not be told.
 async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
     let now = node.clock.now();
@@ -149,7 +165,7 @@ async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
         Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
             node.metrics.stale_timers.inc();
             if let Err(error) = node.store.drop_timer(timer).await {
-                tracing::warn!(run = %timer.run, %error, "cannot drop a stale timer");
+                node.outage.felt("cannot drop a stale timer", &error);
             }
         }
         Ok(transition) => {
@@ -157,7 +173,7 @@ async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
             settle(&node, transition);
         }
         Err(error) => {
-            tracing::warn!(run = %timer.run, %error, "cannot fire a timer; it is tried again soon");
+            node.outage.felt("cannot fire a timer", &error);
             return Some(timer);
         }
     }
@@ -172,9 +188,10 @@ impl Handler<Begin> for Timers {
     type Result = ();
 
     fn handle(&mut self, Begin(node): Begin, context: &mut Self::Context) {
+        let every = horizon(&node) / 2;
         self.node = Some(node);
         self.read_store(context);
-        context.run_interval(HORIZON / 2, |actor, context| actor.read_store(context));
+        context.run_interval(every, |actor, context| actor.read_store(context));
     }
 }
 
@@ -184,9 +201,10 @@ impl Handler<Arm> for Timers {
     fn handle(&mut self, Arm(timer): Arm, context: &mut Self::Context) {
         // What is armed before the actor begins is found in the store.
         let Some(node) = &self.node else { return };
-        if timer.due <= node.clock.now().after(HORIZON) {
-            self.ordered.insert(timer);
-            if self.ordered.first() == Some(&timer) {
+        if timer.due <= node.clock.now().after(horizon(node)) {
+            self.ordered.remove(&(timer.due.after(COURTESY), timer));
+            self.ordered.insert((timer.due, timer));
+            if self.ordered.first() == Some(&(timer.due, timer)) {
                 self.look(context);
             }
         }
@@ -197,7 +215,8 @@ impl Handler<Disarm> for Timers {
     type Result = ();
 
     fn handle(&mut self, Disarm(timer): Disarm, _: &mut Self::Context) {
-        self.ordered.remove(&timer);
+        self.ordered.remove(&(timer.due, timer));
+        self.ordered.remove(&(timer.due.after(COURTESY), timer));
     }
 }
 

@@ -61,6 +61,11 @@ pub enum Command {
         /// The attempt that is given up.
         attempt: u32,
     },
+    /// Its worker cannot reach the store in time, and has stopped it. Free of charge.
+    Suspend {
+        /// The attempt that is given up.
+        attempt: u32,
+    },
     /// Its worker is gone: killed, out of its lease, or its actor died.
     Crash {
         /// The attempt that is lost.

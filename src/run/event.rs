@@ -147,6 +147,8 @@ pub enum RetryReason {
     WorkerLost,
     /// Its worker shut down and let it go.
     Released,
+    /// Its worker could not reach the store for longer than its lease.
+    Suspended,
 }
 
 impl Event {
@@ -178,6 +180,11 @@ impl Event {
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Expired {})
     }
+}
+
+/// The type is that of an event that nothing follows.
+pub(super) fn is_final_kind(kind: &str) -> bool {
+    matches!(kind, "run.completed" | "run.failed" | "run.cancelled" | "run.expired")
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]

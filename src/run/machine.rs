@@ -156,6 +156,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
+            | Command::Suspend { attempt }
             | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
@@ -176,6 +177,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
+            | Command::Suspend { attempt }
             | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
@@ -210,8 +212,11 @@ impl Run {
             }
             Command::Release { attempt } => {
                 self.fence(*attempt)?;
-                let events = vec![self.retrying(RetryReason::Released, None, None, self.usage, context)];
-                Ok(Decision { events, effects: vec![Effect::StopAgent, Effect::Wake] })
+                Ok(self.let_go(RetryReason::Released, context))
+            }
+            Command::Suspend { attempt } => {
+                self.fence(*attempt)?;
+                Ok(self.let_go(RetryReason::Suspended, context))
             }
             Command::Crash { attempt, cancel } => {
                 self.fence(*attempt)?;
@@ -234,6 +239,7 @@ impl Run {
             | Command::Fail { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
+            | Command::Suspend { attempt }
             | Command::Crash { attempt, .. } => Err(self.late(*attempt)),
         }
     }
@@ -273,6 +279,8 @@ impl Run {
                         // Nobody knows when the worker died. An hour without one is not running time.
                         self.attempt_started_at = None;
                     }
+                    // Nor is an hour in which the worker waited for the store.
+                    RetryReason::Suspended => self.attempt_started_at = None,
                     RetryReason::Released => {}
                 }
                 self.stop_running(at);
@@ -320,6 +328,12 @@ impl Run {
             Some(at) if at <= context.now => Ok(Decision { events: vec![Event::Expired {}], effects }),
             _ => Err(Rejection::StaleTimer),
         }
+    }
+
+    /// The attempt ends through no fault of the run.
+    fn let_go(&self, reason: RetryReason, context: &Context) -> Decision {
+        let events = vec![self.retrying(reason, None, None, self.usage, context)];
+        Decision { events, effects: vec![Effect::StopAgent, Effect::Wake] }
     }
 
     fn fail(&self, failure: &Failure, context: &Context) -> Decision {

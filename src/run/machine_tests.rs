@@ -110,6 +110,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("retry", fail(1, Retry::After(Duration::from_secs(1)))),
         ("timeout", Command::Timeout { attempt: 1 }),
         ("release", Command::Release { attempt: 1 }),
+        ("suspend", Command::Suspend { attempt: 1 }),
         ("crash", Command::Crash { attempt: 1, cancel: false }),
     ]
 }
@@ -125,7 +126,7 @@ fn expected(status: Status, command: &str) -> Option<Status> {
         (Status::Running, "complete") => Some(Status::Completed),
         (Status::Running, "fail" | "timeout") => Some(Status::Failed),
         (Status::Running, "retry") => Some(Status::Scheduled),
-        (Status::Running, "release" | "crash") => Some(Status::Queued),
+        (Status::Running, "release" | "suspend" | "crash") => Some(Status::Queued),
         _ => None,
     }
 }
@@ -191,12 +192,13 @@ fn a_run_that_has_started_does_not_expire() {
 }
 
 #[test]
-fn failures_and_crashes_share_the_budget_and_releases_are_free() {
+fn failures_and_crashes_share_the_budget_and_letting_go_is_free() {
     let mut driven = Driven::in_status(Status::Queued);
     let claim = Command::Claim { node: "n".into() };
     for attempt in 1..=20 {
         driven.tell(&claim).unwrap();
-        driven.tell(&Command::Release { attempt }).unwrap();
+        let free = [Command::Release { attempt }, Command::Suspend { attempt }];
+        driven.tell(&free[attempt as usize % 2]).unwrap();
     }
     driven.tell(&claim).unwrap();
     driven.tell(&Command::Crash { attempt: 21, cancel: false }).unwrap();
@@ -240,8 +242,12 @@ fn the_time_without_a_worker_is_not_running_time() {
     driven.tell(&Command::Crash { attempt: 1, cancel: false }).unwrap();
     assert_eq!(driven.run.ran_ms, 0);
     driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+    driven.now += 3_600_000;
+    driven.tell(&Command::Suspend { attempt: 2 }).unwrap();
+    assert_eq!(driven.run.ran_ms, 0);
+    driven.tell(&Command::Claim { node: "n".into() }).unwrap();
     driven.now += 500;
-    driven.tell(&Command::Release { attempt: 2 }).unwrap();
+    driven.tell(&Command::Release { attempt: 3 }).unwrap();
     assert_eq!(driven.run.time_left(), Duration::from_millis(59_500));
 }
 
@@ -271,6 +277,7 @@ fn any_command() -> impl Strategy<Value = (Command, i64)> {
         3 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::After(Duration::from_millis(50)))),
         1 => attempt.clone().prop_map(|attempt| Command::Timeout { attempt }),
         3 => attempt.clone().prop_map(|attempt| Command::Release { attempt }),
+        2 => attempt.clone().prop_map(|attempt| Command::Suspend { attempt }),
         3 => (attempt, prop::bool::weighted(0.2)).prop_map(|(attempt, cancel)| Command::Crash { attempt, cancel }),
     ];
     (command, 0..200_i64)

@@ -104,6 +104,47 @@ impl Segment {
         }
     }
 
+    /// The segment without the events up to number `seq`, sharing the memory; `None` if nothing is left.
+    #[must_use]
+    pub fn since(&self, seq: u64) -> Option<Self> {
+        if seq < self.first_seq {
+            return Some(self.clone());
+        }
+        let skipped = usize::try_from(seq - self.first_seq + 1).ok().filter(|skipped| *skipped < self.marks.len())?;
+        let start = self.marks[skipped - 1].end;
+        let marks = self.marks[skipped..].iter().map(|mark| Mark { end: mark.end - start, at: mark.at }).collect();
+        Some(Self { first_seq: seq + 1, bytes: self.bytes.slice(start as usize..), marks })
+    }
+
+    /// Consecutive segments as one; `None` if there are none, or they are not consecutive.
+    #[must_use]
+    pub fn join<'a>(segments: impl Iterator<Item = &'a Self> + Clone) -> Option<Self> {
+        let mut pieces = segments.clone();
+        let first = pieces.next()?;
+        if pieces.next().is_none() {
+            return Some(first.clone());
+        }
+        let mut bytes = BytesMut::with_capacity(segments.clone().map(|segment| segment.bytes.len()).sum());
+        let mut joined = Self { first_seq: first.first_seq, bytes: Bytes::new(), marks: Vec::new() };
+        for segment in segments {
+            if !joined.marks.is_empty() && segment.first_seq != joined.last_seq() + 1 {
+                return None;
+            }
+            let offset = end_of(&bytes);
+            joined.marks.extend(segment.marks.iter().map(|mark| Mark { end: mark.end + offset, at: mark.at }));
+            bytes.extend_from_slice(&segment.bytes);
+        }
+        joined.bytes = bytes.freeze();
+        Some(joined)
+    }
+
+    /// Its last event is the run's final one.
+    #[must_use]
+    pub fn ends_the_run(&self) -> bool {
+        let before = self.marks.iter().rev().nth(1).map_or(0, |mark| mark.end as usize);
+        parse(&self.bytes[before..]).is_some_and(|(kind, _)| super::event::is_final_kind(kind))
+    }
+
     /// The events, read back.
     pub fn events(&self) -> impl Iterator<Item = Recorded<'_>> {
         let mut start = 0;
@@ -206,6 +247,31 @@ mod tests {
             assert!(segment.after(after).starts_with(format!("id: {first}\n").as_bytes()), "{after}");
         }
         assert!(segment.after(7).is_empty() && segment.after(99).is_empty());
+    }
+
+    #[test]
+    fn what_follows_a_number_is_a_segment_of_its_own() {
+        let segment = Segment::encode(5, &deltas(&["a", "bb", "c"]), Timestamp::from_millis(1));
+        assert_eq!(segment.since(3), Some(segment.clone()));
+        assert_eq!(segment.since(4), Some(segment.clone()));
+        let rest = segment.since(5).unwrap();
+        assert_eq!(rest, Segment::encode(6, &deltas(&["bb", "c"]), Timestamp::from_millis(1)));
+        assert_eq!((segment.since(7), segment.since(99)), (None, None));
+        let first = Segment::encode(5, &deltas(&["a"]), Timestamp::from_millis(1));
+        assert_eq!(Segment::join([&first, &rest].into_iter()), Some(segment.clone()));
+        assert_eq!(Segment::join([&rest, &first].into_iter()), None);
+        assert_eq!(Segment::join([&rest].into_iter()), Some(rest));
+        assert_eq!(Segment::join(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn a_segment_knows_whether_it_ends_the_run() {
+        let end = Event::Cancelled { usage: Default::default() };
+        let tokens = deltas(&["\nevent: run.completed\ndata: {}"]);
+        for (events, ends) in [(vec![tokens[0].clone()], false), (vec![tokens[0].clone(), end.clone()], true)] {
+            assert_eq!(Segment::encode(1, &events, Timestamp::from_millis(1)).ends_the_run(), ends);
+        }
+        assert!(Segment::encode(9, &[end], Timestamp::from_millis(1)).ends_the_run());
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Why a store call failed.
 
-/// Why a store call failed. Nothing of the call was written.
+/// Why a store call failed. Nothing of the call was written; but of a store at the other end of a network it may be
+/// that it was, and that only the answer got lost ([`Unavailable`](Self::Unavailable)).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The store is busy or away; the same call may succeed later.
@@ -15,9 +16,12 @@ pub enum StoreError {
     /// What is stored does not make sense.
     #[error("the store is damaged: {0}")]
     Corrupt(String),
-    /// The file belongs to a newer version of Runcast, or to another program.
+    /// The data belongs to another version of Runcast, or to another program.
     #[error("{0}")]
     Foreign(String),
+    /// What the store was told makes no sense: a URL, a certificate file.
+    #[error("{0}")]
+    Misconfigured(String),
     /// Another process uses the data.
     #[error("{0}")]
     InUse(String),
@@ -32,7 +36,7 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Full(_) | Self::ReadOnly(_) => true,
-            Self::Corrupt(_) | Self::Foreign(_) | Self::InUse(_) | Self::Closed => false,
+            Self::Corrupt(_) | Self::Foreign(_) | Self::Misconfigured(_) | Self::InUse(_) | Self::Closed => false,
         }
     }
 }

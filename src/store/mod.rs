@@ -11,6 +11,7 @@
 //! row beside it, for the owner to find.
 
 mod error;
+pub mod postgres;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;

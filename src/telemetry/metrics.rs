@@ -35,6 +35,10 @@ pub struct Metrics {
     pub viewers: Gauge,
     /// Attempts fenced off.
     pub fenced: Counter,
+    /// Runs taken from nodes that let their lease end.
+    pub recovered: Counter,
+    /// Attempts suspended because the store could not be reached in time.
+    pub suspended: Counter,
     /// Commands of attempts that were over.
     pub stale_commands: Counter,
     /// Timers that fired for nothing.
@@ -44,6 +48,7 @@ pub struct Metrics {
     /// Panics inside agents.
     pub agent_panics: Counter,
     requests: Family<[(&'static str, String); 2], Counter>,
+    ingested: Family<[(&'static str, String); 2], Counter>,
 }
 
 impl Default for Metrics {
@@ -63,11 +68,14 @@ impl Default for Metrics {
             logs: Gauge::default(),
             viewers: Gauge::default(),
             fenced: Counter::default(),
+            recovered: Counter::default(),
+            suspended: Counter::default(),
             stale_commands: Counter::default(),
             stale_timers: Counter::default(),
             lost_wakes: Counter::default(),
             agent_panics: Counter::default(),
             requests: Family::default(),
+            ingested: Family::default(),
         };
         metrics.register();
         metrics
@@ -92,11 +100,20 @@ impl Metrics {
         registry.register("logs", "Logs in memory", self.logs.clone());
         registry.register("viewers", "Viewers connected", self.viewers.clone());
         registry.register("fenced", "Attempts fenced off by the store", self.fenced.clone());
+        registry.register("recovered", "Runs whose lease had ended", self.recovered.clone());
+        registry.register("suspended", "Attempts suspended for want of the store", self.suspended.clone());
         registry.register("stale_commands", "Commands of attempts that were over", self.stale_commands.clone());
         registry.register("stale_timers", "Timers that fired for nothing", self.stale_timers.clone());
         registry.register("lost_wakes", "Wake-ups that could not be published", self.lost_wakes.clone());
         registry.register("agent_panics", "Panics inside agents", self.agent_panics.clone());
+        registry.register("ingested", "Foreign messages, by source and what became of them", self.ingested.clone());
         registry.register("http_requests", "Requests answered, by route and status", self.requests.clone());
+    }
+
+    /// A foreign message has become a `run`, is `repeated` or a `dead` letter.
+    pub fn ingested(&self, source: &str, outcome: &str) {
+        let labels = [("source", source.to_owned()), ("outcome", outcome.to_owned())];
+        self.ingested.get_or_create(&labels).inc();
     }
 
     /// A run was claimed.

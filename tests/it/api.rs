@@ -17,7 +17,7 @@ async fn the_node_says_how_it_is_and_what_it_can_run() {
     assert_eq!(health.status, 200);
     let health = health.json();
     assert_eq!((&health["status"], &health["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
-    assert_eq!(health["parts"], json!({"store": "ok", "broker": "ok", "worker": "ok"}));
+    assert_eq!(health["parts"], json!({"store": "ok", "broker": "ok", "node": "ok"}));
     assert_eq!(node.get("/ready").await.status, 200);
 
     let agents = node.get("/v1/agents").await.json();

@@ -4,6 +4,7 @@
 
 mod api;
 mod cancel;
+mod cluster;
 mod config;
 mod embed;
 mod harness;
@@ -11,5 +12,6 @@ mod lifecycle;
 mod local_model;
 mod model;
 mod refuse;
+mod servers;
 mod stream;
 mod survive;

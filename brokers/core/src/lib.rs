@@ -6,6 +6,8 @@
 //! - **announcements**: [`Broker::announce`] and [`Broker::watch`], at most once, without history;
 //! - **presence**: [`Broker::presence`] and [`Broker::nodes`], entries that vanish unless renewed.
 //!
+//! Beside it stands [`Source`]: a queue that belongs to somebody else, whose messages are taken in.
+//!
 //! Nothing that must survive lives here alone. The store decides what runs; a broker that forgets
 //! everything costs time, never a run. Adapters depend on this crate only, and prove themselves with
 //! the suite in `runcast-broker-conformance`.
@@ -13,6 +15,7 @@
 mod delivery;
 mod error;
 mod name;
+mod source;
 
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -23,6 +26,7 @@ use bytes::Bytes;
 pub use delivery::{Acknowledge, Delivery, Refused};
 pub use error::{BrokerError, ErrorKind};
 pub use name::{InvalidName, Name};
+pub use source::{Message, NotRemoved, Remove, Source};
 
 /// A message broker.
 ///

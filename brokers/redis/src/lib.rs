@@ -56,6 +56,7 @@
 //! | `scripts`, `lua/` | what happens on the server |
 //! | `consumer`, `fetcher` | deliveries and their settlement; taking and leases |
 //! | `topics` | subscriptions and their watchers |
+//! | `list`, `stream` | [`RedisList`] and [`RedisStream`]: messages of foreign producers, under keys of their own |
 
 mod backoff;
 mod consumer;
@@ -63,8 +64,10 @@ mod failure;
 mod fetcher;
 mod keys;
 mod link;
+mod list;
 mod options;
 mod scripts;
+mod stream;
 mod topics;
 
 use std::collections::HashSet;
@@ -82,12 +85,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::list::RedisList;
 pub use crate::options::{RedisOptions, RedisTls, RedisUrl};
+pub use crate::stream::{RedisStream, StreamOptions};
 
 use crate::consumer::{RedisConsumer, Settling, Shared};
 use crate::failure::Failure;
 use crate::fetcher::Fetcher;
-use crate::link::{Endpoint, Link};
+use crate::link::Link;
 use crate::topics::{RedisWatch, Topics};
 
 /// The largest message or payload, in bytes.
@@ -123,15 +128,8 @@ impl RedisBroker {
     /// Fails with [`ErrorKind::Misconfigured`] when the options make no sense or a certificate cannot
     /// be read. Installs rustls' ring provider for the process if TLS is used and none is installed.
     pub async fn connect(options: RedisOptions) -> Result<Self, BrokerError> {
-        options.check()?;
-        if options.url.tls() {
-            // an error means that the process has chosen one
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let endpoint = Endpoint::new(options.clone());
-        endpoint.client()?;
         let settling = Arc::new(Settling {
-            link: Arc::new(Link::new(endpoint)),
+            link: Arc::new(Link::open(options.clone())?),
             keys: keys::Keys::new(&options.namespace),
             max_dead_letters: options.max_dead_letters,
         });
@@ -139,7 +137,7 @@ impl RedisBroker {
         let (endpoint, keys) = (Arc::clone(&settling.link.endpoint), settling.keys.clone());
         let subscribe = topics::subscribe(Arc::clone(&topics), endpoint, keys, options.command_timeout);
         tasks.spawn(closed.clone().run_until_cancelled_owned(subscribe));
-        let consumer = options.consumer.as_ref().map_or_else(|| format!("{:016x}", backoff::random()), Name::to_string);
+        let consumer = options.consumer_name();
         Ok(Self { options, consumer, consumers: AtomicU64::new(0), settling, topics, tasks, closed })
     }
 

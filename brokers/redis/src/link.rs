@@ -22,10 +22,6 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn new(options: RedisOptions) -> Self {
-        Self { options }
-    }
-
     /// A fresh connection that has answered. Its commands have no time limit of their own.
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
         self.limited(async |client: Client| {
@@ -99,9 +95,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Starts to connect, on the current runtime.
-    pub(crate) fn new(endpoint: Endpoint) -> Self {
-        let endpoint = Arc::new(endpoint);
+    /// Starts to connect, on the current runtime. Fails when the options make no sense or a certificate cannot be read.
+    pub(crate) fn open(options: RedisOptions) -> Result<Self, BrokerError> {
+        options.check()?;
+        if options.url.tls() {
+            // an error means that the process has chosen one
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let endpoint = Arc::new(Endpoint { options });
+        endpoint.client()?;
         let (state_sender, state) = watch::channel(State::Connecting);
         let (broken, broken_receiver) = watch::channel(0);
         let stop = CancellationToken::new();
@@ -113,7 +115,7 @@ impl Link {
             state_sender.send_replace(State::Down(closed));
         });
         let limit = endpoint.options.command_timeout;
-        Self { endpoint, limit, state, broken, timeouts: AtomicU64::new(0), stop }
+        Ok(Self { endpoint, limit, state, broken, timeouts: AtomicU64::new(0), stop })
     }
 
     pub(crate) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BrokerError> {

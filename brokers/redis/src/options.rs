@@ -140,6 +140,11 @@ impl RedisOptions {
         }
     }
 
+    /// What this process is called on the server.
+    pub(crate) fn consumer_name(&self) -> String {
+        self.consumer.as_ref().map_or_else(|| format!("{:016x}", crate::backoff::random()), Name::to_string)
+    }
+
     pub(crate) fn check(&self) -> Result<(), BrokerError> {
         let wrong = |text| Err(BrokerError::new(ErrorKind::Misconfigured, text));
         if self.lease < Duration::from_secs(1) {

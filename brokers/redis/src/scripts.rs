@@ -21,4 +21,6 @@ scripts! {
     REQUEUE = "lua/requeue.lua";
     PRESENCE = "lua/presence.lua";
     NODES = "lua/nodes.lua";
+    LIST = "lua/list.lua";
+    STREAM_LEAVE = "lua/stream_leave.lua";
 }

@@ -34,6 +34,18 @@ impl Percentiles {
     }
 }
 
+impl Percentiles {
+    /// The median, in milliseconds.
+    pub(super) fn p50_ms(&self) -> f64 {
+        self.p50.0.as_secs_f64() * 1e3
+    }
+
+    /// In milliseconds.
+    pub(super) fn p99_ms(&self) -> f64 {
+        self.p99.0.as_secs_f64() * 1e3
+    }
+}
+
 impl fmt::Display for Percentiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |Millis(duration): Millis| duration.as_secs_f64() * 1e3;

@@ -3,6 +3,7 @@
 //! The load is driven by one thread, so that on a small machine it leaves the rest to the server.
 
 mod check;
+mod compare;
 mod connection;
 mod figures;
 mod procfs;
@@ -34,6 +35,7 @@ pub(super) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     Runs(runs::RunsArgs),
+    Compare(compare::CompareArgs),
     Start(start::StartArgs),
     Viewers(viewers::ViewersArgs),
 }
@@ -64,6 +66,7 @@ pub(super) fn bench(args: &BenchArgs) -> ExitCode {
     let measured = async {
         match &args.what {
             What::Runs(args) => runs::measure(args).await,
+            What::Compare(args) => compare::measure(args).await,
             What::Start(args) => start::measure(args).await,
             What::Viewers(args) => viewers::measure(args).await,
         }

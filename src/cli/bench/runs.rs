@@ -18,7 +18,6 @@ use tokio::task::JoinSet;
 use super::check::{Check, Faults};
 use super::connection::{Connection, Target};
 use super::figures::{Percentiles, mib, print, rounded};
-use super::server::Server;
 use super::{TargetFlags, procfs};
 
 /// What a run may take beyond the pauses of its script.
@@ -34,6 +33,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct RunsArgs {
     #[command(flatten)]
     target: TargetFlags,
+    #[command(flatten)]
+    work: Work,
+    /// Prints the report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The flags that say what is done.
+#[derive(Debug, Args)]
+pub(super) struct Work {
     /// How many runs are counted.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -53,9 +62,6 @@ pub(super) struct RunsArgs {
     /// Takes the stream as the answer to the request that creates the run: one request a run, not two.
     #[arg(long)]
     stream_on_post: bool,
-    /// Prints the report as one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -65,7 +71,7 @@ fn rate(text: &str) -> Result<f64, String> {
 
 /// The figures.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     version: &'static str,
     build: &'static str,
     runs: u32,
@@ -109,7 +115,14 @@ struct Load {
 
 pub(super) async fn measure(args: &RunsArgs) -> Result<bool, String> {
     let server = args.target.server().await?;
-    let Server { target, pid, .. } = &server;
+    let pids: Vec<u32> = server.pid.into_iter().collect();
+    let report = run(&server.target, &pids, &args.work).await?;
+    print(&report, args.json)?;
+    Ok(report.is_fine())
+}
+
+/// Does the work at `target`. `pids`: the processes behind it, whose CPU time and memory count together.
+pub(super) async fn run(target: &Target, pids: &[u32], args: &Work) -> Result<Report, String> {
     let params = json!({"tokens": args.tokens, "delay_ms": args.delay_ms});
     let body = json!({"agent": "scripted", "input": "", "params": params, "stream": args.stream_on_post});
     let load = Arc::new(Load {
@@ -120,12 +133,12 @@ pub(super) async fn measure(args: &RunsArgs) -> Result<bool, String> {
         patience: PATIENCE + Duration::from_millis(2 * args.tokens.saturating_mul(args.delay_ms)),
         idle: Mutex::default(),
     });
-    let server_idle_kib = pid.and_then(procfs::rss_kib);
+    let server_idle_kib = of_all(pids, procfs::rss_kib);
     let warm_up = closed(&load, (args.runs / 10).min(200), args.concurrency).await;
     if !warm_up.is_empty() && warm_up.iter().all(Result::is_err) {
         return Err(format!("no run worked: {}", warm_up.into_iter().find_map(Result::err).unwrap_or_default()));
     }
-    let cpu = || (pid.and_then(procfs::cpu_seconds), procfs::cpu_seconds(std::process::id()));
+    let cpu = || (of_all(pids, procfs::cpu_seconds), procfs::cpu_seconds(std::process::id()));
     let (server_before, client_before) = cpu();
     let began = Instant::now();
     let outcomes = match args.rate {
@@ -144,7 +157,7 @@ pub(super) async fn measure(args: &RunsArgs) -> Result<bool, String> {
             Err(error) => *errors.entry(error).or_default() += 1,
         }
     }
-    let report = Report {
+    Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         build: super::BUILD,
         runs: args.runs,
@@ -163,11 +176,44 @@ pub(super) async fn measure(args: &RunsArgs) -> Result<bool, String> {
         server_cpu_s_per_1000_runs: per_1000(server_before, server_after),
         client_cpu_s_per_1000_runs: per_1000(client_before, client_after),
         server_idle_kib,
-        server_peak_kib: pid.and_then(procfs::peak_kib),
-        server_after_kib: pid.and_then(procfs::rss_kib),
-    };
-    print(&report, args.json)?;
-    Ok(report.errors.is_empty() && report.faults == Faults::default())
+        server_peak_kib: of_all(pids, procfs::peak_kib),
+        server_after_kib: of_all(pids, procfs::rss_kib),
+    })
+}
+
+/// The sum over all processes; `None` without any, or if one cannot be measured.
+fn of_all<T: std::iter::Sum>(pids: &[u32], measure: fn(u32) -> Option<T>) -> Option<T> {
+    if pids.is_empty() { None } else { pids.iter().map(|pid| measure(*pid)).sum() }
+}
+
+/// What a row of a comparison shows.
+pub(super) struct Shown {
+    pub(super) runs_per_s: String,
+    pub(super) first_token_p50: String,
+    pub(super) first_token_p99: String,
+    pub(super) end_p50: String,
+    pub(super) cpu: String,
+}
+
+impl Report {
+    /// Nothing was lost, repeated or refused.
+    pub(super) fn is_fine(&self) -> bool {
+        self.errors.is_empty() && self.faults == Faults::default()
+    }
+
+    /// The figures as texts.
+    pub(super) fn figures(&self) -> Shown {
+        let of = |times: Option<Percentiles>, rank: fn(&Percentiles) -> f64| {
+            times.map_or_else(|| "-".to_owned(), |times| format!("{:.2} ms", rank(&times)))
+        };
+        Shown {
+            runs_per_s: format!("{:.0}", self.runs_per_s),
+            first_token_p50: of(self.first_token_ms, Percentiles::p50_ms),
+            first_token_p99: of(self.first_token_ms, Percentiles::p99_ms),
+            end_p50: of(self.end_ms, Percentiles::p50_ms),
+            cpu: self.server_cpu_s_per_1000_runs.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.3}")),
+        }
+    }
 }
 
 /// Keeps `concurrency` runs under way until there were `runs`.

@@ -31,11 +31,16 @@ pub(super) struct Own {
 impl Own {
     /// Starts this very program as a server on `listen`, with the default configuration.
     pub(super) fn spawn(listen: &str) -> Result<Self, String> {
+        Self::spawn_with(listen, &[], &[])
+    }
+
+    /// Starts this very program as a server on `listen`, with further flags and variables.
+    pub(super) fn spawn_with(listen: &str, flags: &[&str], env: &[(&str, &str)]) -> Result<Self, String> {
         let data = tempfile::Builder::new().prefix("runcast-bench-").tempdir();
         let data = data.map_err(|error| format!("cannot make a directory for the server: {error}"))?;
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
-        command.args(["serve", "--listen", listen, "--data"]).arg(data.path());
+        command.args(["serve", "--listen", listen, "--data"]).arg(data.path()).args(flags);
         // Neither a .env nor a runcast.toml of the working directory counts.
         command.current_dir(data.path()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         for (name, _) in std::env::vars_os() {
@@ -44,7 +49,7 @@ impl Own {
             }
         }
         // That no provider has a key is as it should be.
-        command.env("RUNCAST_LOG_LEVEL", "warn,runcast::cli::serve=error");
+        command.env("RUNCAST_LOG_LEVEL", "warn,runcast::cli::serve=error").envs(env.iter().copied());
         let mut child = command.spawn().map_err(|error| format!("cannot start a server: {error}"))?;
         let greeting = child.stdout.take().ok_or("the server has no standard output")?;
         Ok(Self { child, greeting: BufReader::new(greeting), _data: data })
@@ -73,7 +78,11 @@ impl Server {
         if let Some(url) = url {
             return Ok(Self { target: target(url, key)?, pid, _own: None });
         }
-        let mut own = Own::spawn("127.0.0.1:0")?;
+        Self::own(Own::spawn("127.0.0.1:0")?).await
+    }
+
+    /// The server that was started here, once it is ready.
+    pub(super) async fn own(mut own: Own) -> Result<Self, String> {
         let target = target(&own.greeted().await?, &KeyFlag::default())?;
         Ok(Self { target, pid: own.pid(), _own: Some(own) })
     }

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
 
+use crate::engine::leases::Lease;
 use crate::run::segment::{encode, end_of};
 use crate::run::{Event, Mark, RunId, Segment, Tenant, Timestamp};
 
@@ -23,6 +24,8 @@ pub(crate) struct RunLog {
     inner: Mutex<Inner>,
     /// Tells an agent that waits in [`RunLog::room`] that the journal has caught up.
     room: Notify,
+    /// Tells the task that follows the owner to look at the store, or that nobody watches any more.
+    nudge: Notify,
 }
 
 struct Inner {
@@ -48,6 +51,12 @@ struct Inner {
     unjournaled_bytes: usize,
     /// A live run's actor writes here.
     owned: bool,
+    /// How many owners there have been.
+    ownership: u64,
+    /// What the owner holds the run by, where a store is shared.
+    lease: Option<Arc<Lease>>,
+    /// A task follows the owner, who is on another node.
+    mirrored: bool,
     /// The attempt is over: agents are told so.
     sealed: bool,
     /// Frames are waiting for the commit they are part of, so nothing new is shown meanwhile.
@@ -109,6 +118,9 @@ impl RunLog {
             stored: 0,
             unjournaled_bytes: 0,
             owned: false,
+            ownership: 0,
+            lease: None,
+            mirrored: false,
             sealed: false,
             held: false,
             end: None,
@@ -117,7 +129,7 @@ impl RunLog {
             cancel_unwatched: false,
             wakers: Slab::new(),
         };
-        Arc::new(Self { id, tenant, inner: Mutex::new(inner), room: Notify::new() })
+        Arc::new(Self { id, tenant, inner: Mutex::new(inner), room: Notify::new(), nudge: Notify::new() })
     }
 
     /// What is known of the log: it reaches `last_seq`, and whether the run has ended. Ignored when
@@ -148,23 +160,30 @@ impl RunLog {
         inner.wake();
     }
 
-    /// A run's actor takes the log over, to write the attempt that `started` begins.
-    pub(crate) fn own(&self, started: &Segment, reserved: u64) {
+    /// A run's actor takes the log over, to write the attempt that `started` begins, as long as `lease`
+    /// is not over. Returns a number that tells this ownership from others.
+    pub(super) fn own(&self, started: &Segment, reserved: u64, lease: Option<Arc<Lease>>) -> u64 {
         let mut inner = self.inner.lock();
         inner.owned = true;
+        inner.ownership += 1;
+        inner.lease = lease;
         inner.sealed = false;
         inner.held = false;
         inner.reserved = reserved;
         if inner.after.is_none() || started.first_seq() > inner.visible {
             inner.append(started.clone());
         }
+        // What was shown before the claim is in the store, or void.
+        inner.journaled = inner.visible;
+        inner.stored = inner.visible;
         inner.wake();
+        inner.ownership
     }
 
     /// Gives `event` the next number and shows it, unless more must be journaled first.
     pub(crate) fn push(&self, event: Event, at: Timestamp, max_unjournaled: usize) -> Pushed {
         let mut inner = self.inner.lock();
-        if inner.sealed {
+        if inner.sealed || inner.lease.as_ref().is_some_and(|lease| lease.is_over()) {
             return Pushed::Sealed;
         }
         if inner.next > inner.reserved || inner.unjournaled_bytes >= max_unjournaled {
@@ -250,6 +269,7 @@ impl RunLog {
     pub(crate) fn disown(&self, lost: bool) {
         let mut inner = self.inner.lock();
         inner.owned = false;
+        inner.lease = None;
         inner.sealed = true;
         inner.retract();
         if lost {
@@ -260,6 +280,7 @@ impl RunLog {
             inner.unjournaled_bytes = 0;
             inner.after = Some(inner.visible);
         }
+        inner.wake();
         self.room.notify_waiters();
     }
 
@@ -295,6 +316,114 @@ impl RunLog {
         }
         inner.wakers[slot] = Some(waker.clone());
         Read::Wait
+    }
+
+    /// What is visible after number `sent`, as one segment, for whoever announces what the owner of that
+    /// `ownership` writes. Wakes up under `slot`.
+    pub(super) fn poll_announced(
+        &self,
+        sent: u64,
+        ownership: u64,
+        slot: usize,
+        waker: &Waker,
+    ) -> Poll<Option<Segment>> {
+        let mut inner = self.inner.lock();
+        if inner.ownership != ownership {
+            return Poll::Ready(None);
+        }
+        if inner.visible > sent {
+            inner.freeze();
+            if let Some(segment) = inner.visible_after(sent) {
+                return Poll::Ready(Some(segment));
+            }
+        }
+        if !inner.owned {
+            return Poll::Ready(None);
+        }
+        inner.wakers[slot] = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Somebody listens who is no reader; the answer is its slot.
+    pub(super) fn listen(&self) -> usize {
+        self.inner.lock().wakers.insert(None)
+    }
+
+    /// A listener leaves.
+    pub(super) fn unlisten(&self, slot: usize) {
+        self.inner.lock().wakers.remove(slot);
+    }
+
+    /// The caller is to follow the owner, who is on another node: somebody reads here, and nobody follows
+    /// yet.
+    pub(super) fn begin_mirror(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let begin = !inner.mirrored && inner.wants_mirror();
+        inner.mirrored |= begin;
+        begin
+    }
+
+    /// Whether it still is to; false is said once.
+    pub(super) fn goes_on_mirroring(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.mirrored = inner.wants_mirror();
+        inner.mirrored
+    }
+
+    pub(super) fn is_mirrored(&self) -> bool {
+        self.inner.lock().mirrored
+    }
+
+    pub(super) fn is_owned(&self) -> bool {
+        self.inner.lock().owned
+    }
+
+    /// Makes whoever follows the owner look again.
+    pub(super) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    pub(super) async fn nudged(&self) {
+        self.nudge.notified().await;
+    }
+
+    /// The number of the last event that viewers may see.
+    pub(super) fn visible(&self) -> u64 {
+        self.inner.lock().visible
+    }
+
+    /// Adds what the owner, on another node, has announced. False: something is missing before it.
+    pub(super) fn announced(&self, segment: &Segment, keep_bytes: usize) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.owned || inner.end.is_some() || segment.last_seq() <= inner.visible {
+            return true;
+        }
+        let follows = inner.after.is_some() && segment.first_seq() <= inner.visible + 1;
+        if follows {
+            inner.extend(segment, keep_bytes);
+        }
+        follows
+    }
+
+    /// Adds what was read from the store after [`visible`](Self::visible). Numbers may jump here: only
+    /// where an attempt was abandoned, and the events themselves say so.
+    pub(super) fn restored(&self, segment: &Segment, keep_bytes: usize) {
+        let mut inner = self.inner.lock();
+        if !inner.owned && inner.end.is_none() {
+            if segment.last_seq() > inner.visible {
+                inner.extend(segment, keep_bytes);
+            }
+            inner.stored = inner.stored.max(segment.last_seq());
+        }
+    }
+
+    /// Everything up to `last_seq` can be read from the store.
+    pub(super) fn stored_up_to(&self, last_seq: u64, keep_bytes: usize) {
+        let mut inner = self.inner.lock();
+        if !inner.owned {
+            inner.stored = inner.stored.max(last_seq);
+            inner.trim(keep_bytes);
+        }
     }
 
     /// A reader comes, who watches or merely waits; the answer is its slot.
@@ -373,6 +502,48 @@ fn between(segment: &Segment, seen: u64, last: u64) -> Bytes {
 }
 
 impl Inner {
+    fn wants_mirror(&self) -> bool {
+        self.readers > 0 && self.end.is_none() && !self.owned && self.after.is_some()
+    }
+
+    /// Adds the part of `segment` that is not visible yet, for viewers that follow from afar.
+    fn extend(&mut self, segment: &Segment, keep_bytes: usize) {
+        let Some(segment) = segment.since(self.visible) else { return };
+        self.visible = segment.last_seq();
+        self.next = self.visible + 1;
+        if segment.ends_the_run() {
+            self.end = Some(End::Final);
+        }
+        self.frozen_bytes += segment.bytes().len();
+        self.frozen.push_back(segment);
+        self.trim(keep_bytes);
+        self.wake();
+    }
+
+    /// What memory holds of the visible events after number `sent`, up to where the numbers jump.
+    fn visible_after(&self, sent: u64) -> Option<Segment> {
+        let start = self.frozen.partition_point(|segment| segment.last_seq() <= sent);
+        let end = self.frozen.partition_point(|segment| segment.first_seq() <= self.visible);
+        let first = self.frozen.get(start)?.since(sent)?;
+        let mut pieces = vec![first];
+        for segment in self.frozen.range(start + 1..end.max(start + 1)) {
+            if segment.first_seq() != pieces[pieces.len() - 1].last_seq() + 1 {
+                break;
+            }
+            pieces.push(segment.clone());
+        }
+        let joined = Segment::join(pieces.iter())?;
+        let beyond = joined.last_seq().saturating_sub(self.visible);
+        if beyond == 0 {
+            return Some(joined);
+        }
+        // The last piece holds events that wait for their commit.
+        let count = joined.marks().len().checked_sub(usize::try_from(beyond).ok()?).filter(|count| *count > 0)?;
+        let marks = joined.marks()[..count].to_vec();
+        let bytes = joined.bytes().slice(..marks[count - 1].end as usize);
+        Some(Segment::new(joined.first_seq(), bytes, marks))
+    }
+
     /// Adds a journaled segment at the end.
     fn append(&mut self, segment: Segment) {
         let gap = self.after.is_none() || segment.first_seq() != self.next;
@@ -413,18 +584,11 @@ impl Inner {
         self.unjournaled_bytes = 0;
         let journaled = self.journaled;
         let start = self.frozen.partition_point(|segment| segment.last_seq() <= journaled);
-        let pieces = self.frozen.len() - start;
-        if pieces > 1 {
+        if self.frozen.len() - start > 1 {
             // One segment from now on, also for viewers that are behind.
-            let mut bytes = BytesMut::with_capacity(self.frozen.iter().skip(start).map(|s| s.bytes().len()).sum());
-            let mut marks = Vec::new();
-            let first = self.frozen[start].first_seq();
-            for segment in self.frozen.drain(start..) {
-                let offset = end_of(&bytes);
-                marks.extend(segment.marks().iter().map(|mark| Mark { end: mark.end + offset, at: mark.at }));
-                bytes.extend_from_slice(segment.bytes());
-            }
-            self.frozen.push_back(Segment::new(first, bytes.freeze(), marks));
+            let joined = Segment::join(self.frozen.range(start..))?;
+            self.frozen.truncate(start);
+            self.frozen.push_back(joined);
         }
         let segment = self.frozen.get(start)?.clone();
         self.journaled = segment.last_seq();

@@ -19,7 +19,7 @@ fn owned(reserved: u64) -> Arc<RunLog> {
     let log = RunLog::new(RunId::from_uuid(uuid::Uuid::nil()), Tenant::default());
     let created = [Event::Created { agent: "a".into(), retry_of: None, steps_kept: 0 }, Event::Queued {}];
     log.append(&Segment::encode(1, &created, AT), false);
-    log.own(&Segment::encode(3, &[Event::Started { attempt: 1, node: "n".into() }], AT), reserved);
+    log.own(&Segment::encode(3, &[Event::Started { attempt: 1, node: "n".into() }], AT), reserved, None);
     log
 }
 

@@ -4,6 +4,7 @@
 //! nobody needs, and telling of runs whose viewers have gone. The frames go from a log to its sockets
 //! without passing a mailbox.
 
+mod live;
 mod log;
 mod viewer;
 
@@ -16,9 +17,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::run::{OnDisconnect, RunId, Segment, Status, Tenant};
+use crate::engine::leases::Lease;
+use crate::run::{OnDisconnect, Run, RunId, Segment, Status, Tenant};
 use crate::store::{RunStore, StoreError, Stored};
 
+pub(crate) use live::Live;
 use log::{End, Shown};
 pub(crate) use log::{Pushed, RunLog};
 pub use viewer::Viewer;
@@ -51,6 +54,8 @@ pub struct Feed {
 struct Shared {
     store: Arc<dyn RunStore>,
     settings: FeedSettings,
+    /// How live events travel, where there are other nodes.
+    live: Option<Arc<Live>>,
     shards: [Mutex<HashMap<RunId, Arc<RunLog>>>; SHARDS],
     idle: Mutex<Idle>,
     unwatched: mpsc::UnboundedSender<RunId>,
@@ -81,12 +86,17 @@ pub(crate) enum Opened {
 impl Feed {
     /// An empty feed over `store`, and the runs whose viewers have gone for good, which want to be
     /// cancelled. Needs an actix system.
-    pub(crate) fn start(store: Arc<dyn RunStore>, settings: FeedSettings) -> (Self, mpsc::UnboundedReceiver<RunId>) {
+    pub(crate) fn start(
+        store: Arc<dyn RunStore>,
+        live: Option<Live>,
+        settings: FeedSettings,
+    ) -> (Self, mpsc::UnboundedReceiver<RunId>) {
         let (unwatched, to_cancel) = mpsc::unbounded_channel();
         let (gone, watch_gone) = mpsc::unbounded_channel();
         let shared = Shared {
             store,
             settings,
+            live: live.map(Arc::new),
             shards: std::array::from_fn(|_| Mutex::default()),
             idle: Mutex::default(),
             unwatched: gone,
@@ -97,8 +107,43 @@ impl Feed {
         (feed, to_cancel)
     }
 
+    /// The actor of a claimed run takes its log, to write the attempt that `started` begins.
+    pub(crate) fn own(
+        &self,
+        run: &Run,
+        started: &Segment,
+        reserved_seq: u64,
+        lease: Option<Arc<Lease>>,
+    ) -> Arc<RunLog> {
+        let log = self.log(run.spec.id, &run.spec.tenant);
+        let ownership = log.own(started, reserved_seq, lease);
+        if let Some(live) = &self.shared.live {
+            spawn(live::announce(Arc::clone(live), Arc::clone(&log), ownership, started.first_seq()));
+        }
+        log
+    }
+
+    /// The actor has let its log go. Whoever watches here follows the next owner.
+    pub(crate) fn disowned(&self, log: &Arc<RunLog>) {
+        self.idle(log);
+        self.follow(log);
+    }
+
+    /// Follows the owner of `log`, if that is to be done and not done yet.
+    fn follow(&self, log: &Arc<RunLog>) {
+        if let Some(live) = &self.shared.live
+            && log.begin_mirror()
+        {
+            spawn(live::follow(self.clone(), Arc::clone(live), Arc::clone(log)));
+        }
+    }
+
+    fn logs(&self) -> Vec<Arc<RunLog>> {
+        self.shared.shards.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// The log of run `id`, which the caller has seen to exist; made if it is not in memory.
-    pub(crate) fn log(&self, id: RunId, tenant: &Tenant) -> Arc<RunLog> {
+    fn log(&self, id: RunId, tenant: &Tenant) -> Arc<RunLog> {
         let mut shard = self.shard(id).lock();
         Arc::clone(shard.entry(id).or_insert_with(|| RunLog::new(id, tenant.clone())))
     }
@@ -119,6 +164,10 @@ impl Feed {
         if let Some(log) = log {
             log.append(segment, status.is_final());
             self.idle(&log);
+        }
+        if let Some(live) = &self.shared.live {
+            let (live, segment) = (Arc::clone(live), segment.clone());
+            spawn(async move { live.announce(id, &segment).await });
         }
     }
 
@@ -180,9 +229,11 @@ impl Feed {
         if viewer.log().tenant != *tenant {
             return Ok(Opened::Missing);
         }
+        // A log that lives on another node may be further there.
+        let elsewhere = self.shared.live.is_some() && !viewer.log().is_owned();
         let shown = match viewer.shown() {
-            Some(shown) => shown,
-            None => {
+            Some(shown) if !elsewhere || shown.end.is_some() => shown,
+            _ => {
                 let final_already = known.filter(|stored| stored.run.status.is_final());
                 let stored = match final_already {
                     Some(stored) => Some(stored),
@@ -209,6 +260,7 @@ impl Feed {
                 return Ok(Opened::Beyond { last });
             }
         }
+        self.follow(viewer.log());
         Ok(Opened::Viewer(Box::new(viewer.after(after))))
     }
 
@@ -222,6 +274,9 @@ impl Feed {
 
     fn leave(&self, log: &RunLog, slot: usize, watches: bool) {
         let left = log.leave(slot, watches);
+        if left.deserted {
+            log.nudge();
+        }
         if left.unwatched {
             // Nobody listens any more once the node has stopped.
             self.shared.unwatched.send(log.id).unwrap_or_default();
@@ -254,7 +309,8 @@ impl Feed {
         expired.into_iter().for_each(|(_, id, _)| self.evict(id));
     }
 
-    fn watched(&self, id: RunId) -> bool {
+    /// Somebody watches the run here.
+    pub(crate) fn watched(&self, id: RunId) -> bool {
         self.shard(id).lock().get(&id).is_some_and(|log| log.is_watched())
     }
 
@@ -283,6 +339,13 @@ impl Feed {
     }
 }
 
+/// Spawns a task on the caller's thread. While the system comes down there is none, and nothing to do.
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        drop(runtime.spawn(task));
+    }
+}
+
 /// Owns what happens to logs by itself.
 struct FeedActor {
     feed: Feed,
@@ -295,6 +358,18 @@ impl Actor for FeedActor {
 
     fn started(&mut self, context: &mut Self::Context) {
         context.run_interval(TICK, |actor, _| actor.feed.evict_expired());
+        if self.feed.shared.live.is_some() {
+            let feed = self.feed.clone();
+            context.spawn(
+                async move {
+                    loop {
+                        tokio::time::sleep(live::CHECK).await;
+                        live::check(&feed).await;
+                    }
+                }
+                .into_actor(self),
+            );
+        }
         if let Some(gone) = self.gone.take() {
             context.add_stream(futures_util::stream::unfold(gone, async |mut gone| {
                 gone.recv().await.map(|id| (id, gone))

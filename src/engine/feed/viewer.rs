@@ -44,7 +44,7 @@ impl Viewer {
         Self { feed, log, slot, watches, seen: 0, reading: None, loaded: VecDeque::new(), heartbeat: None, end: None }
     }
 
-    pub(super) fn log(&self) -> &RunLog {
+    pub(super) fn log(&self) -> &Arc<RunLog> {
         &self.log
     }
 
@@ -98,7 +98,7 @@ impl Viewer {
                     Ok(segments) => self.loaded = segments.into(),
                     Err(error) => {
                         // The viewer comes back with its number, and by then the store may answer.
-                        tracing::warn!(run = %self.log.id, %error, "cannot read the log for a viewer");
+                        tracing::debug!(run = %self.log.id, %error, "cannot read the log for a viewer");
                         return Poll::Ready(None);
                     }
                 },

@@ -137,6 +137,6 @@ fn naming(path: &Path, error: StoreError) -> StoreError {
         StoreError::Corrupt(text) => {
             StoreError::Corrupt(format!("{path}: {text}; expected a database of Runcast, or no file"))
         }
-        StoreError::Foreign(_) | StoreError::InUse(_) | StoreError::Closed => error,
+        StoreError::Foreign(_) | StoreError::Misconfigured(_) | StoreError::InUse(_) | StoreError::Closed => error,
     }
 }

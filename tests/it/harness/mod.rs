@@ -5,6 +5,7 @@ mod model;
 mod node;
 mod promise;
 mod sse;
+mod stack;
 
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use tokio::time::Instant;
 
 pub(crate) use model::{FakeModel, Script};
 pub(crate) use node::{Answer, Node, Options, database, finished_process, id_of};
-pub(crate) use promise::{assert_log, assert_log_so_far, assert_promise, said};
+pub(crate) use promise::{assert_log, assert_log_so_far, assert_promise, assert_seen, said};
 pub(crate) use sse::{Event, Stream, parse};
+pub(crate) use stack::is_embedded;
 
 /// Nothing that a test awaits takes this long on a machine that works.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{DEADLINE, Event, Stream, eventually, soon};
+use super::{DEADLINE, Event, Stream, eventually, soon, stack};
 
 /// How much of a node's log a failed test shows, in lines.
 const SHOWN: usize = 120;
@@ -57,7 +57,7 @@ impl Node {
     /// Starts a node in `directory`, whose data may be there already.
     pub(crate) async fn start_in(directory: TempDir, options: impl Into<Options>) -> Self {
         let options = options.into();
-        let process = spawn(directory.path(), &options);
+        let process = spawn(directory.path(), &options).await;
         let mut node = Self { options, directory, process, base: String::new(), http: client() };
         node.greeted().await;
         node
@@ -71,7 +71,7 @@ impl Node {
     /// Starts the node again, on the same data.
     pub(crate) async fn restart_with(&mut self, options: impl Into<Options>) {
         self.options = options.into();
-        self.process = spawn(self.directory.path(), &self.options);
+        self.process = spawn(self.directory.path(), &self.options).await;
         self.greeted().await;
     }
 
@@ -325,6 +325,22 @@ pub(crate) async fn finished_process(directory: &Path, args: &[&str], env: &[(&s
     Finished { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
+/// Variables of other systems that set keys.
+const ALIASES: [&str; 12] = [
+    "PORT",
+    "ENV_MODE",
+    "REDIS_URL",
+    "AMQP_URL",
+    "DATABASE_URL",
+    "SUPABASE_DB_URL",
+    "REDIS_CONSUMER_NAME",
+    "DB_POOL_MAX",
+    "DISABLE_CONNECTIONS",
+    "DISABLE_WORKERS",
+    "RECOVERY_CHECK_INTERVAL_SECONDS",
+    "STUCK_RUN_TIMEOUT_MINUTES",
+];
+
 /// `runcast`, without anything in its environment that configures it.
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runcast"));
@@ -332,19 +348,20 @@ fn command(directory: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy().to_uppercase();
         let ours = ["RUNCAST_", "OPENAI_"].iter().any(|prefix| text.starts_with(prefix));
-        if ours || text == "PORT" || text.ends_with("_PROXY") {
+        if ours || ALIASES.contains(&text.as_str()) || text.ends_with("_PROXY") {
             command.env_remove(name);
         }
     }
     command
 }
 
-fn spawn(directory: &Path, options: &Options) -> tokio::process::Child {
+async fn spawn(directory: &Path, options: &Options) -> tokio::process::Child {
     std::fs::write(directory.join("runcast.toml"), &options.config).expect("a file");
     let out = File::create(directory.join("out")).expect("a file");
     let log = OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a file");
     let mut command = tokio::process::Command::from(command(directory));
     command.args(["serve", "--listen", "127.0.0.1:0", "--data", "data"]).args(&options.flags);
+    command.envs(stack::environment(directory).await);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(out).stderr(log).kill_on_drop(true);
     command.spawn().expect("a process")

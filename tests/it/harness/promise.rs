@@ -1,5 +1,7 @@
 //! The promise, as checks: what holds for every run whatever happened to its node.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::{Event, Node};
@@ -28,7 +30,7 @@ pub(crate) fn assert_log(events: &[Event]) -> Log {
 #[track_caller]
 pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
     let mut log = Log { attempts: Vec::new(), retries: Vec::new(), ending: None };
-    let (mut last, mut running) = (0, false);
+    let (mut last, mut running, mut steps) = (0, false, 0);
     for (index, event) in events.iter().enumerate() {
         let seen = tail(&events[..=index]);
         assert_eq!(log.ending, None, "something follows the final event: {seen}");
@@ -40,6 +42,9 @@ pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
             None => assert_eq!(event.seq, last + 1, "the log is not dense: {seen}"),
         }
         last = event.seq;
+        if index == 0 {
+            steps = event.data["steps_kept"].as_u64().unwrap_or(0);
+        }
         match event.kind.as_str() {
             "run.started" => {
                 let attempt = event.data["attempt"].as_u64().expect("an attempt");
@@ -55,6 +60,11 @@ pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
                 assert!(skips_to.is_some() && void_after < event.seq, "{seen}");
                 log.retries.push(event.data["reason"].as_str().expect("a reason").to_owned());
                 running = false;
+            }
+            "step.completed" => {
+                let step = event.data["step"].as_u64().expect("a step");
+                assert!(running && step == steps + 1, "a step was made twice, or left out: {seen}");
+                steps = step;
             }
             "run.created" | "run.scheduled" | "run.queued" => {
                 assert!(!running, "a running run does not wait: {seen}");
@@ -93,11 +103,30 @@ pub(crate) async fn assert_promise(node: &Node, id: &str) -> Log {
     log
 }
 
-/// What an attempt that was not given up has said.
+/// What the run has said, without what was declared void.
 pub(crate) fn said(events: &[Event]) -> String {
-    let voided = events.iter().rev().find(|event| event.kind == "run.retrying").map_or(0, |event| event.seq);
-    let deltas = events.iter().filter(|event| event.kind == "message.delta" && event.seq > voided);
+    let retries: Vec<_> = events.iter().filter(|event| event.kind == "run.retrying").collect();
+    let void = |seq: u64| retries.iter().any(|retry| seq < retry.seq && retry.data["void_after"].as_u64() < Some(seq));
+    let deltas = events.iter().filter(|event| event.kind == "message.delta" && !void(event.seq));
     deltas.map(Event::text).collect()
+}
+
+/// Checks that what a viewer has seen over crashes goes together with the log: it is a log itself, it has all that the
+/// log has, and what it has beyond that lies within a tail that a crash took and that is void.
+#[track_caller]
+pub(crate) fn assert_seen(seen: &[Event], log: &[Event]) {
+    assert_log(seen);
+    let seen: BTreeMap<u64, &Event> = seen.iter().map(|event| (event.seq, event)).collect();
+    let log: BTreeMap<u64, &Event> = log.iter().map(|event| (event.seq, event)).collect();
+    for (seq, event) in &log {
+        assert_eq!(seen.get(seq), Some(event), "number {seq}");
+    }
+    for (seq, event) in seen.iter().filter(|(seq, _)| !log.contains_key(seq)) {
+        let next = log.range(seq..).next().map(|(_, event)| *event).expect("an event after a lost one");
+        assert_eq!(next.data["skips_to"], next.seq, "number {seq} was lost and nothing says so: {event:?}, {next:?}");
+        let void_after = next.data["void_after"].as_u64();
+        assert!(void_after < Some(*seq), "number {seq} was lost and is not void: {next:?}");
+    }
 }
 
 /// The last events, short enough to be read.

@@ -1,0 +1,300 @@
+//! Creating runs, and what a repeated request finds.
+//!
+//! A batch is one statement. It takes the idempotency keys first: the key of a concurrent creation, of this node
+//! or another, is waited for, and whose key it was creates the run. What was not created is looked up afterwards.
+//!
+//! **How many wait.** An exact count at each creation would cost more than the creation, the more so the longer
+//! the queue is. So a count holds for a second, and as long as the bound is far enough away: what this node has
+//! created since is taken [`NODES`] times, for the other nodes may have created as much. Near the bound each batch
+//! counts, which keeps one node exactly within the bound, and several within a batch each.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::try_join3;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::batch::{self, Batch, batch_arrays, batch_columns, insert_log};
+use super::conn::Conn;
+use super::error::Failure;
+use super::lane::{Answers, Item};
+use super::link::{Link, Share};
+use super::rows::{self, Columns, Found, integer, json, limit, on_disconnect_text, plain, unsigned};
+use crate::run::{RunId, Timestamp};
+use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
+
+/// Takes the keys, and inserts the runs whose keys could be taken and whose steps are still there to be copied.
+const WRITE: &str = concat!(
+    "WITH possible AS MATERIALIZED (SELECT * FROM unnest(",
+    batch_arrays!(),
+    ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
+     $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
+     $47::bytea[], $48::bigint[], $49::bigint[]) AS i(",
+    batch_columns!(),
+    ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
+     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at) \
+     WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
+     (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
+     keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
+     SELECT tenant, route, key, fingerprint, id, created_at FROM possible WHERE key IS NOT NULL ORDER BY 1, 2, 3 \
+     ON CONFLICT (tenant, route, key) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, run_id = EXCLUDED.run_id, \
+     kept_at = EXCLUDED.kept_at WHERE k.kept_at < (SELECT valid_after FROM possible WHERE id = EXCLUDED.run_id) \
+     RETURNING run_id), \
+     new AS MATERIALIZED (SELECT * FROM possible WHERE key IS NULL OR id IN (SELECT run_id FROM keys)), \
+     runs AS (INSERT INTO runcast_runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, \
+     failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
+     finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
+     error_message, reserved_seq, commit_number) SELECT id, tenant, agent, agent_version, priority, created_at, \
+     status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
+     attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
+     outcome, error_code, error_message, reserved_seq, commit_number FROM new), \
+     specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
+     on_disconnect, retry_of, correlation_id) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
+     on_disconnect, retry_of, correlation_id FROM new), ",
+    insert_log!("new"),
+    ", armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
+     SELECT timer_due, id, 1, timer_id FROM new WHERE timer_due IS NOT NULL \
+     UNION ALL SELECT expires_at, id, 0, 0 FROM new WHERE expires_at IS NOT NULL), \
+     copied AS (INSERT INTO runcast_steps \
+     (run_id, step, kind, name, input_tokens, output_tokens, estimated, result) \
+     SELECT n.id, c.step, c.kind, c.name, c.input_tokens, c.output_tokens, c.estimated, c.result \
+     FROM new n JOIN runcast_steps c ON c.run_id = n.retry_of AND c.step <= n.steps WHERE n.steps > 0) \
+     SELECT id FROM new"
+);
+
+/// What the keys were used for, unless that is forgotten.
+const USED: &str = "SELECT wanted.at, k.fingerprint, k.run_id \
+     FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY \
+     AS wanted(tenant, route, key, valid_after, at) \
+     CROSS JOIN LATERAL (SELECT * FROM runcast_idempotency WHERE tenant = wanted.tenant AND route = wanted.route \
+     AND key = wanted.key AND kept_at >= wanted.valid_after OFFSET 0) k";
+
+const COUNT: &str = "SELECT \
+     (SELECT count(*) FROM (SELECT FROM runcast_runs WHERE status = 'queued' LIMIT $1) queued) + \
+     (SELECT count(*) FROM (SELECT FROM runcast_runs WHERE status = 'scheduled' LIMIT $1) scheduled)";
+
+/// How many nodes may create runs at the same pace before the bound is overrun.
+const NODES: u64 = 8;
+
+/// How long a count holds.
+const COUNT_HOLDS: Duration = Duration::from_secs(1);
+
+/// A run, ready to be created: what costs time is encoded by the caller.
+pub(super) struct Creation {
+    new: NewRun,
+    input: String,
+    params: String,
+    metadata: String,
+}
+
+impl Creation {
+    pub(super) fn new(new: NewRun) -> Result<Self, StoreError> {
+        let spec = &new.run.spec;
+        let (input, params, metadata) = (json(&spec.input)?, json(&spec.params)?, rows::metadata(&spec.metadata)?);
+        Ok(Self { new, input, params, metadata })
+    }
+
+    fn key(&self) -> Option<(&str, &IdempotencyKey)> {
+        self.new.key.as_ref().map(|key| (self.new.run.spec.tenant.as_str(), key))
+    }
+}
+
+/// How many runs wait, as far as this node knows.
+#[derive(Default)]
+pub(super) struct Waiting {
+    counted: Option<(u64, Instant)>,
+    created_since: u64,
+}
+
+impl Waiting {
+    /// How many there may be at most; none if nobody knows.
+    fn at_most(&self) -> Option<u64> {
+        let (counted, at) = self.counted?;
+        (at.elapsed() < COUNT_HOLDS).then(|| counted.saturating_add(self.created_since.saturating_mul(NODES)))
+    }
+
+    /// Which of `items` the bound lets in; the others are too many.
+    async fn admit(&mut self, conn: &Conn, items: &[&Creation]) -> Result<Vec<bool>, Failure> {
+        let unbounded = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
+        let bounds = || items.iter().map(|item| item.new.max_waiting).filter(|bound| *bound < unbounded);
+        let (Some(lowest), Some(highest)) = (bounds().min(), bounds().max()) else {
+            return Ok(vec![true; items.len()]);
+        };
+        let near = self.at_most().is_none_or(|most| most.saturating_add(items.len() as u64) >= lowest);
+        if !near {
+            return Ok(vec![true; items.len()]);
+        }
+        let counted = conn.query(COUNT, &[&integer(highest)]).await?;
+        let mut waiting = counted.first().map_or(Ok(0), |row| row.try_get(0)).map(unsigned)?;
+        *self = Self { counted: Some((waiting, Instant::now())), created_since: 0 };
+        let admitted = items.iter().map(|item| {
+            let room = waiting < item.new.max_waiting;
+            waiting += u64::from(room);
+            room
+        });
+        Ok(admitted.collect())
+    }
+}
+
+#[async_trait]
+impl Item for Creation {
+    type Answer = Created;
+    type Memory = Waiting;
+
+    fn run(&self) -> RunId {
+        self.new.run.spec.id
+    }
+
+    fn bytes(&self) -> usize {
+        self.input.len() + self.params.len() + self.metadata.len()
+    }
+
+    async fn write(link: &Link, items: &[&Self], waiting: &mut Waiting) -> Result<Answers<Self>, Failure> {
+        link.run(Share::Batches, |conn| async move { write(&conn, items, waiting).await }).await
+    }
+}
+
+async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Result<Answers<Creation>, Failure> {
+    let admitted = waiting.admit(conn, items).await?;
+    let mut keys = HashSet::new();
+    // Of those with the same key, one is tried at a time.
+    let keyed = items.iter().map(|item| item.key());
+    let first: Vec<bool> =
+        keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
+    let together: Vec<&Creation> =
+        (0..items.len()).filter(|at| admitted[*at] && first[*at]).map(|at| items[at]).collect();
+    let created = if together.is_empty() { HashSet::new() } else { insert(conn, &together).await? };
+    waiting.created_since += created.len() as u64;
+
+    let missed: Vec<usize> =
+        (0..items.len()).filter(|at| !created.contains(items[*at].new.run.spec.id.as_uuid())).collect();
+    let mut existing = found(conn, &missed.iter().map(|at| items[*at]).collect::<Vec<_>>()).await?;
+    let all_taken = created.len() == admitted.iter().filter(|admitted| **admitted).count();
+    let answer = |at: usize| {
+        let item = items[at];
+        if created.contains(item.new.run.spec.id.as_uuid()) {
+            return Some(Ok(Created::New));
+        }
+        if let Some(existing) = existing.remove(&item.new.run.spec.id) {
+            return Some(existing);
+        }
+        if !admitted[at] {
+            // Unless one that was let in did not need its room.
+            return all_taken.then_some(Ok(Created::TooManyWaiting));
+        }
+        match item.new.run.spec.retry_of {
+            // Deleted since the caller has looked at it; it will find so when it looks again.
+            Some(from) if first[at] && item.new.run.steps > 0 => {
+                Some(Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone"))))
+            }
+            // The key was another's and is free again, or the run that had it first has not been created.
+            Some(_) | None => None,
+        }
+    };
+    Ok((0..items.len()).map(answer).collect())
+}
+
+/// Inserts what can be; returns which.
+async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failure> {
+    let mut batch = Batch::default();
+    for item in items {
+        let run = &item.new.run;
+        batch.push(run, run.last_seq, 0, Some(&item.new.segment));
+    }
+    let specs = || items.iter().map(|item| &*item.new.run.spec);
+    let keys = || items.iter().map(|item| item.new.key.as_ref());
+    let millis = |time: Option<Timestamp>| time.map(Timestamp::as_millis);
+    let tenants: Vec<_> = specs().map(|spec| plain(spec.tenant.as_str())).collect();
+    let agents: Vec<_> = specs().map(|spec| plain(&spec.agent)).collect();
+    let versions: Vec<_> = specs().map(|spec| plain(&spec.agent_version)).collect();
+    let priorities: Vec<_> = specs().map(|spec| i64::from(spec.priority)).collect();
+    let created: Vec<_> = specs().map(|spec| spec.created_at.as_millis()).collect();
+    let inputs: Vec<_> = items.iter().map(|item| item.input.as_str()).collect();
+    let parameters: Vec<_> = items.iter().map(|item| item.params.as_str()).collect();
+    let metadata: Vec<_> = items.iter().map(|item| item.metadata.as_str()).collect();
+    let ttls: Vec<_> = specs().map(|spec| millis(spec.ttl_at)).collect();
+    let timeouts: Vec<_> = specs().map(|spec| integer(spec.timeout_ms)).collect();
+    let attempts: Vec<_> = specs().map(|spec| i64::from(spec.max_attempts)).collect();
+    let disconnects: Vec<_> = specs().map(|spec| on_disconnect_text(spec.on_disconnect)).collect();
+    let retries: Vec<_> = specs().map(|spec| spec.retry_of.map(|run| *run.as_uuid())).collect();
+    let correlations: Vec<_> = specs().map(|spec| spec.correlation_id.as_deref().map(plain)).collect();
+    let routes: Vec<_> = keys().map(|key| key.map(|key| plain(key.route))).collect();
+    let names: Vec<_> = keys().map(|key| key.map(|key| plain(&key.key))).collect();
+    let fingerprints: Vec<_> = keys().map(|key| key.map(|key| &key.fingerprint[..])).collect();
+    let valid: Vec<_> = keys().map(|key| millis(key.map(|key| key.valid_after))).collect();
+    let expire: Vec<_> = items.iter().map(|item| millis(item.new.run.expires_at())).collect();
+    let more: [&(dyn ToSql + Sync); 19] = [
+        &tenants,
+        &agents,
+        &versions,
+        &priorities,
+        &created,
+        &inputs,
+        &parameters,
+        &metadata,
+        &ttls,
+        &timeouts,
+        &attempts,
+        &disconnects,
+        &retries,
+        &correlations,
+        &routes,
+        &names,
+        &fingerprints,
+        &valid,
+        &expire,
+    ];
+    let mut params = batch.params();
+    params.extend(more);
+    let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
+    let written = client.query(&statement, &params);
+    let rows = try_join3(client.batch_execute(batch::BEGIN), written, client.batch_execute("COMMIT")).await?.1;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
+/// What the keys of `items` were used for before; nothing for those without a key, or with one that is free.
+async fn found(conn: &Conn, items: &[&Creation]) -> Result<HashMap<RunId, Result<Created, StoreError>>, Failure> {
+    let keyed: Vec<_> = items.iter().filter_map(|item| Some((item.run(), item.key()?))).collect();
+    if keyed.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let tenants: Vec<_> = keyed.iter().map(|(_, (tenant, _))| plain(tenant)).collect();
+    let routes: Vec<_> = keyed.iter().map(|(_, (_, key))| plain(key.route)).collect();
+    let names: Vec<_> = keyed.iter().map(|(_, (_, key))| plain(&key.key)).collect();
+    let valid: Vec<_> = keyed.iter().map(|(_, (_, key))| key.valid_after.as_millis()).collect();
+    let (mut found, mut wanted) = (HashMap::new(), Vec::new());
+    for row in conn.query(USED, &[&tenants, &routes, &names, &valid]).await? {
+        let (at, fingerprint, run): (i64, &[u8], Uuid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (id, (_, key)) = keyed[usize::try_from(at - 1).unwrap_or(0)];
+        if fingerprint == key.fingerprint {
+            wanted.push((id, run));
+        } else {
+            found.insert(id, Ok(Created::KeyReused));
+        }
+    }
+    let mut runs = HashMap::new();
+    if !wanted.is_empty() {
+        let ids: HashSet<Uuid> = wanted.iter().map(|(_, run)| *run).collect();
+        for row in rows::find(conn, &ids.into_iter().collect::<Vec<_>>()).await? {
+            let stored = Found::read(&row).and_then(Found::into_stored);
+            runs.insert(Columns::of(&row).take::<Uuid>()?, stored);
+        }
+    }
+    for (id, run) in wanted {
+        // A run that was deleted just now has taken its key along.
+        if let Some(stored) = runs.get(&run) {
+            found.insert(id, stored.clone().map(|stored| Created::Existing(Box::new(stored))));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes keys kept since before `before`.
+pub(super) async fn forget_keys(conn: &Conn, before: Timestamp, most: usize) -> Result<u64, Failure> {
+    let sql = "DELETE FROM runcast_idempotency WHERE (tenant, route, key) IN (SELECT tenant, route, key \
+         FROM runcast_idempotency WHERE kept_at < $1 ORDER BY kept_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    conn.execute(sql, &[&before.as_millis(), &limit(most)]).await
+}

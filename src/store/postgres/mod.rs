@@ -1,0 +1,272 @@
+//! The PostgreSQL adapter: one database, many nodes. PostgreSQL 13 and later.
+//!
+//! - `link` keeps the connections, and makes them again. Every call is bounded in time, whatever the server does.
+//! - `lane` gathers what many callers write into one statement: creations and the commits of owners.
+//! - `batch` says how statements over many runs find their rows, whatever the planner thinks of the tables.
+//! - `commit` says why a cancel is never lost, `create` how many runs may wait, `claim` how nodes share a queue.
+//!
+//! All tables are called `runcast_…` and lie in the first schema of the connection's `search_path`, so that they can be
+//! put into a database that is there already. Leases are by the database's clock, and by no other.
+//!
+//! Sessions are made use of (settings, prepared statements, transactions): a pooler that hands out a connection
+//! for a transaction at a time must not stand between.
+
+mod batch;
+mod claim;
+mod commit;
+mod conn;
+mod create;
+mod dead_letters;
+mod error;
+mod lane;
+mod link;
+mod log;
+mod node;
+mod options;
+mod rows;
+mod runs;
+mod schema;
+mod timers;
+mod tls;
+mod transition;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use self::commit::Decided;
+use self::conn::Conn;
+use self::create::Creation;
+use self::error::Failure;
+use self::lane::Lane;
+use self::link::{Link, Share};
+use super::{
+    Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
+    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+};
+use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
+
+pub use self::options::{PostgresOptions, PostgresTls, PostgresUrl, TlsMode};
+pub use self::schema::Migrated;
+
+/// Keeps runs in a PostgreSQL database, which many nodes share.
+///
+/// While the database cannot be reached calls fail with [`StoreError::Unavailable`], within
+/// [`query_timeout`](PostgresOptions::query_timeout) (twice that for creations and commits); it is tried again for
+/// ever. A write that failed so may have happened all the same: a commit can be sent again, and a creation with an
+/// idempotency key can be.
+pub struct PostgresStore {
+    link: Arc<Link>,
+    creations: Lane<Creation>,
+    commits: Lane<Decided>,
+    closed: AtomicBool,
+}
+
+impl PostgresStore {
+    /// Checks the options and starts to connect, on the current runtime. Does not wait for the server: the tables
+    /// are made or brought up to date as soon as it is there.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
+        check(&options)?;
+        let link = Link::new(options);
+        let (creations, commits) = (Lane::new(&link), Lane::new(&link));
+        Ok(Self { link, creations, commits, closed: AtomicBool::new(false) })
+    }
+
+    /// Brings the tables up to date, whatever [`auto_migrate`](PostgresOptions::auto_migrate) says. Fails when the
+    /// server cannot be reached, and while another node does the same.
+    pub async fn migrate(options: &PostgresOptions) -> Result<Migrated, StoreError> {
+        check(options)?;
+        let migrated = async { schema::migrate(&Conn::open(options, 0).await?).await };
+        migrated.await.map_err(|failure: Failure| link::scrub(options, failure.error))
+    }
+
+    /// Runs one call on a connection.
+    async fn run<T, F>(&self, work: impl FnOnce(Arc<Conn>) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        Ok(self.link.run(Share::Others, work).await?)
+    }
+}
+
+fn check(options: &PostgresOptions) -> Result<(), StoreError> {
+    options.check()?;
+    if options.url.tls_mode() != TlsMode::Disable {
+        tls::client_config(options)?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStore").field("url", self.link.url()).finish_non_exhaustive()
+    }
+}
+
+/// Ends without waiting: what was accepted is still written if the database is there.
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.creations.end();
+        self.commits.end();
+        let (link, creations, commits) = (Arc::clone(&self.link), self.creations.ended(), self.commits.ended());
+        self.link.spawn(async move {
+            creations.await;
+            commits.await;
+            link.stop();
+        });
+    }
+}
+
+#[async_trait]
+impl RunStore for PostgresStore {
+    async fn create(&self, new: NewRun) -> Result<Created, StoreError> {
+        self.creations.call(Creation::new(new)?).await
+    }
+
+    async fn get(&self, tenant: &Tenant, id: RunId) -> Result<Option<Stored>, StoreError> {
+        self.run(|conn| async move { runs::get(&conn, tenant, id).await }).await
+    }
+
+    async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        let filter = &filter;
+        self.run(|conn| async move { runs::list(&conn, tenant, filter, limit).await }).await
+    }
+
+    async fn delete(&self, tenant: &Tenant, id: RunId) -> Result<Deleted, StoreError> {
+        self.run(|conn| async move { runs::delete(&conn, tenant, id).await }).await
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
+        let wanted = &claim;
+        let taken = self.run(|conn| async move { claim::claim(&conn, wanted).await }).await?;
+        for (id, attempt, error) in taken.unreadable {
+            // It is claimed, but nobody can execute it: its budget decides how often that happens.
+            tracing::error!(run = %id, %error, "a claimed run cannot be read");
+            let given_up = self.run(|conn| async move { transition::give_up(&conn, id, attempt, claim.now).await });
+            if let Err(error) = given_up.await {
+                tracing::error!(run = %id, %error, "a run that cannot be read is left to the end of its lease");
+            }
+        }
+        Ok(taken.claimed)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, StoreError> {
+        self.commits.call(Decided::new(commit)?).await
+    }
+
+    async fn extend(&self, owned: &[(RunId, u32)], lease: Duration) -> Result<Vec<Held>, StoreError> {
+        self.run(|conn| async move { runs::extend(&conn, owned, lease).await }).await
+    }
+
+    async fn transition(
+        &self,
+        tenant: Option<&Tenant>,
+        id: RunId,
+        command: Command,
+        now: Timestamp,
+    ) -> Result<Transition, StoreError> {
+        let command = &command;
+        self.run(|conn| async move { transition::transition(&conn, tenant, id, command, now).await }).await
+    }
+
+    async fn segments(&self, id: RunId, after: u64, max_bytes: usize) -> Result<Vec<Segment>, StoreError> {
+        self.run(|conn| async move { log::read(&conn, id, after, max_bytes).await }).await
+    }
+
+    async fn timers(
+        &self,
+        until: Timestamp,
+        after: Option<TimerKey>,
+        limit: usize,
+    ) -> Result<Vec<TimerKey>, StoreError> {
+        self.run(|conn| async move { timers::read(&conn, until, after, limit).await }).await
+    }
+
+    async fn drop_timer(&self, timer: TimerKey) -> Result<(), StoreError> {
+        self.run(|conn| async move { timers::remove(&conn, timer).await }).await
+    }
+
+    async fn recover(&self, now: Timestamp, limit: usize) -> Result<Vec<Transition>, StoreError> {
+        self.run(|conn| async move { transition::recover(&conn, now, limit).await }).await
+    }
+
+    async fn give_up(&self, id: RunId, attempt: u32, now: Timestamp) -> Result<Transition, StoreError> {
+        self.run(|conn| async move { transition::give_up(&conn, id, attempt, now).await }).await
+    }
+
+    async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
+        self.run(|conn| async move { runs::counts(&conn).await }).await
+    }
+
+    async fn heads(&self, runs: &[RunId]) -> Result<Vec<Head>, StoreError> {
+        self.run(|conn| async move { runs::heads(&conn, runs).await }).await
+    }
+
+    async fn queued(&self) -> Result<Vec<Queued>, StoreError> {
+        self.run(|conn| async move { runs::queued(&conn).await }).await
+    }
+
+    async fn depths(&self) -> Result<Depths, StoreError> {
+        self.run(|conn| async move { runs::depths(&conn).await }).await
+    }
+
+    async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        self.run(|conn| async move { create::forget_keys(&conn, before, limit).await }).await
+    }
+
+    async fn health(&self) -> Result<(), StoreError> {
+        self.run(|conn| async move { node::health(&conn).await }).await
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.creations.close().await;
+        self.commits.close().await;
+        self.link.close().await;
+    }
+}
+
+#[async_trait]
+impl DeadLetterStore for PostgresStore {
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+        let letter = &letter;
+        self.run(|conn| async move { dead_letters::bury(&conn, letter).await }).await
+    }
+
+    async fn dead_letters(
+        &self,
+        after: Option<(Timestamp, Uuid)>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.run(|conn| async move { dead_letters::list(&conn, after, limit).await }).await
+    }
+
+    async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
+        self.run(|conn| async move { dead_letters::get(&conn, id).await }).await
+    }
+
+    async fn discard(&self, letters: Discard) -> Result<u64, StoreError> {
+        self.run(|conn| async move { dead_letters::discard(&conn, letters).await }).await
+    }
+}
+
+#[async_trait]
+impl NodeStore for PostgresStore {
+    async fn agree(&self, proposal: &Proposal, adopt: bool) -> Result<Agreement, StoreError> {
+        self.run(|conn| async move { node::agree(&conn, proposal, adopt).await }).await
+    }
+}
