@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use runcast_broker::{Broker, BrokerError, ErrorKind, Name, Source};
-use runcast_broker_amqp::{AmqpBroker, AmqpOptions, AmqpTls};
+use runcast_broker_amqp::{AmqpBroker, AmqpOptions, AmqpQueue, AmqpTls};
 use runcast_broker_memory::{MemoryBroker, MemoryOptions};
 use runcast_broker_redis::{RedisBroker, RedisList, RedisOptions, RedisStream, RedisTls, StreamOptions};
 
@@ -114,7 +114,7 @@ pub(super) fn open_source(
             let stream = StreamOptions { stream: queue, group, field };
             Box::new(RedisStream::open(redis_options(config, url, node)?, stream)?)
         }
-        IngestKind::AmqpQueue => return Err(missing()),
+        IngestKind::AmqpQueue => Box::new(AmqpQueue::open(amqp_options(config, url, node)?, &queue)?),
     })
 }
 

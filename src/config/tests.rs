@@ -270,6 +270,55 @@ agents.nobody.kind (default): has to be set; expected model or scripted"#;
 }
 
 #[test]
+fn queues_of_foreign_producers_have_the_keys_of_their_kind() {
+    let config = Start::new()
+        .file(
+            "runcast.toml",
+            "[ingest.jobs]\nkind = \"redis_list\"\nqueue = \"jobs:pending\"\nagent = \"scripted\"\n\
+             params = '{\"tokens\": 3}'\nmetadata = [\"team=blue\", \"note=a=b\"]\n",
+        )
+        .env("RUNCAST_INGEST_JOBS_URL", "redis://user:hush@localhost")
+        .loaded();
+    let jobs = &config.ingest["jobs"];
+    assert_eq!((jobs.queue.as_deref(), jobs.key_field.as_str()), (Some("jobs:pending"), "run_id"));
+    assert_eq!(serde_json::Value::Object(jobs.params.clone()).to_string(), "{\"tokens\":3}");
+    assert_eq!(jobs.metadata, [("team".into(), "blue".into()), ("note".into(), "a=b".into())]);
+    assert!(config.render().contains("url = \"redis://user:***@localhost\""), "{}", config.render());
+
+    for (toml, fault) in [
+        ("", "ingest.x.kind (default): has to be set; expected redis_list or redis_stream or amqp_queue"),
+        (
+            "kind = \"kafka\"",
+            "ingest.x.kind (toml:2): expected redis_list or redis_stream or amqp_queue, got \"kafka\"",
+        ),
+        ("kind = \"redis_list\"", "ingest.x.url (default), broker (default): has to be set for kind redis_list"),
+        ("kind = \"redis_list\"", "ingest.x.queue (default): has to be set"),
+        (
+            "kind = \"redis_list\"",
+            "ingest.x.agent (default), ingest.x.agent_field (default): one of them has to be set",
+        ),
+        (
+            "kind = \"redis_stream\"\nurl = \"amqp://u:hush@h\"",
+            "ingest.x.kind (toml:2), ingest.x.url (toml:3): kind redis_stream needs a redis:// URL",
+        ),
+        ("kind = \"amqp_queue\"\nurl = \"kafka://u:hush@h\"", "ingest.x.url (toml:3): expected redis://"),
+        ("kind = \"amqp_queue\"\ngroup = \"g\"", "ingest.x.group (toml:3): makes no sense for kind amqp_queue"),
+        ("kind = \"redis_list\"\nparams = \"[]\"", "ingest.x.params (toml:3): expected a JSON object as text"),
+        ("kind = \"redis_list\"\nmetadata = [\"=\"]", "ingest.x.metadata (toml:3): item 1: expected name=value"),
+        (
+            "kind = \"redis_list\"\nmetadata = [\"a=b\"]\n[limits]\nmax_metadata_entries = 2",
+            "ingest.x.metadata (toml:3), limits.max_metadata_entries (toml:5): ",
+        ),
+    ] {
+        let said = faults(&format!("[ingest.x]\n{toml}\n"));
+        assert!(said.contains(fault) && !said.contains("hush"), "{fault}\nin {said}");
+    }
+    // The broker serves where it is of the kind.
+    let shared = "broker = \"redis://h\"\nstore = \"postgres://h/d\"\n";
+    Config::from_toml(&format!("{shared}[ingest.x]\nkind = \"redis_list\"\nqueue = \"q\"\nagent = \"a\"\n")).unwrap();
+}
+
+#[test]
 fn urls_of_brokers_and_stores_are_shown_without_their_password() {
     for (broker, store, shown) in [
         (

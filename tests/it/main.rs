@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod embed;
 mod harness;
+mod ingest;
 mod lifecycle;
 mod local_model;
 mod model;

@@ -89,6 +89,9 @@
 //! it is killed in between, the queue has no leader from then on, calls on it time out, and it has to be
 //! deleted by hand.
 //!
+//! At level trace, and only there, the driver writes all it sends into the log under the target `lapin`,
+//! the login among it: that target should not be let beyond debug.
+//!
 //! | file | owns |
 //! | --- | --- |
 //! | `options`, `names` | what is configured; how queues and exchanges are named |
@@ -97,12 +100,14 @@
 //! | `consumer`, `fetcher` | deliveries and their settlement; getting and subscribing |
 //! | `letters` | dead letters |
 //! | `bus`, `topics` | what processes tell each other; watchers |
+//! | `foreign` | [`AmqpQueue`]: the messages of foreign producers |
 
 mod backoff;
 mod bus;
 mod consumer;
 mod failure;
 mod fetcher;
+mod foreign;
 mod letters;
 mod link;
 mod names;
@@ -123,6 +128,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::foreign::AmqpQueue;
 pub use crate::options::{AmqpOptions, AmqpTls, AmqpUrl};
 
 use crate::bus::{Bus, Counts};

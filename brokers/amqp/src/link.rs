@@ -178,7 +178,8 @@ impl Link {
             // there is nothing wrong with the connection, and the next one would be blocked as well
             Err(_) if status.blocked() => Err(blocked()),
             Err(_) => {
-                if self.broke(number) {
+                // who asks for more haste than others must not cost them their deliveries
+                if limit >= self.limit && self.broke(number) {
                     tracing::warn!("rabbitmq did not answer in time; the connection is replaced");
                 }
                 Err(Failure::transient("rabbitmq: no answer in time"))

@@ -36,7 +36,8 @@ pub struct Message {
 /// returned `Ok`. Dropping it without leaves the message to be handed out again.
 #[async_trait]
 pub trait Remove: Send + Sync {
-    /// Removes the message. `Ok` means that the server has done it, also if it was gone before.
+    /// Removes the message; that it was gone before is no error. A removal that is lost with its connection makes the
+    /// message come again. [`ErrorKind::Closed`](crate::ErrorKind::Closed): it has been handed back, and will come again.
     async fn remove(&mut self) -> Result<(), BrokerError>;
 }
 

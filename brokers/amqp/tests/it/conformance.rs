@@ -6,7 +6,7 @@ use std::sync::Arc;
 use runcast_broker::Broker;
 use runcast_broker_conformance::Backend;
 
-use crate::steps::{alone, shared, soon};
+use crate::steps::{alone, once_back, shared};
 
 async fn open() -> Option<Backend> {
     // the case says by its name whether it restarts; where it has none, each gets the server for that
@@ -14,7 +14,7 @@ async fn open() -> Option<Backend> {
     let restarts = thread.name().is_none_or(|name| name == "main" || name.contains("restart"));
     let space = Arc::new(if restarts { alone().await? } else { shared().await? });
     let (broker, peer) = (space.broker().await, space.broker().await);
-    soon("health", broker.health()).await.unwrap();
+    once_back("health", async || broker.health().await).await;
     let backend = Backend::new(Arc::new(broker)).with_peer(Arc::new(peer));
     Some(backend.with_restart(move || {
         let space = Arc::clone(&space);

@@ -137,13 +137,16 @@ impl Server {
         for command in [&mut names, &mut server] {
             self.environment(command);
         }
-        {
-            let mut children = self.children();
-            if children.epmd.is_none() {
-                children.epmd = Some(spawn(names, &home("epmd.log")));
+        if self.children().epmd.is_none() {
+            self.children().epmd = Some(spawn(names, &home("epmd.log")));
+            // without one the server would start its own, which outlives us
+            let since = Instant::now();
+            while tokio::net::TcpStream::connect(("127.0.0.1", self.epmd)).await.is_err() {
+                assert!(since.elapsed() < BOOT, "no epmd");
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            children.server = Some(spawn(server, &home("server.log")));
         }
+        self.children().server = Some(spawn(server, &home("server.log")));
         let since = Instant::now();
         while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             let ended = self.children().server.as_mut().and_then(|child| child.try_wait().unwrap());
@@ -233,7 +236,7 @@ fn free_port() -> u16 {
 
 fn janitor(home: &Path) -> Child {
     let mut command = Command::new("sh");
-    command.args(["-c", "cat > /dev/null; rm -rf \"$1\"", "janitor"]).arg(home);
+    command.args(["-c", "cat > /dev/null; until rm -rf \"$1\"; do sleep 0.2; done", "janitor"]).arg(home);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 

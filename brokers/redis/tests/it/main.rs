@@ -5,6 +5,7 @@
 mod bounds;
 mod conformance;
 mod faults;
+mod ingest;
 mod logs;
 mod proxy;
 mod security;
