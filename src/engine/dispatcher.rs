@@ -26,6 +26,9 @@ const BATCH: usize = 128;
 /// The wait after the store or the broker has failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// A node that has had no room for so long fetches no deliveries.
+const FULL: Duration = Duration::from_millis(250);
+
 /// How often runs are looked for while nobody can be woken.
 const UNWOKEN: Duration = Duration::from_secs(1);
 
@@ -54,15 +57,31 @@ pub(crate) async fn dispatch(node: Arc<Node>, room: Arc<Semaphore>, stop: Cancel
 async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
     let prefetch = NonZeroU16::new(BATCH as u16).unwrap_or(NonZeroU16::MIN);
     let queues: Vec<_> = node.executed.iter().map(|(agent, version)| queue(agent, version)).collect();
-    let mut consumer = match node.broker.consume(&queues, prefetch).await {
-        Ok(consumer) => consumer,
-        Err(error) => {
-            tracing::debug!(%error, "cannot consume the queues; trying again");
-            return claim_unwoken(node, room).await;
-        }
-    };
+    let mut consumer = None;
     loop {
-        let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
+        let permit = match tokio::time::timeout(FULL, Arc::clone(room).acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return,
+            Err(_) => {
+                // What it has fetched ahead is for whoever has room.
+                drop(consumer.take());
+                match Arc::clone(room).acquire_owned().await {
+                    Ok(permit) => permit,
+                    Err(_) => return,
+                }
+            }
+        };
+        let consumer = match &mut consumer {
+            Some(consumer) => consumer,
+            none => match node.broker.consume(&queues, prefetch).await {
+                Ok(consumer) => none.insert(consumer),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot consume the queues; trying again");
+                    drop(permit);
+                    return claim_unwoken(node, room).await;
+                }
+            },
+        };
         let mut permits = vec![permit];
         let mut deliveries = match tokio::time::timeout(node.settings.sweep_interval, consumer.next()).await {
             Ok(Ok(delivery)) => vec![delivery],
