@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::effects::queue;
+use super::recovery::settle;
 use super::supervisor::Start;
 use crate::store::{Claim, Claimed};
 
@@ -71,6 +72,7 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
                 }
             }
         };
+        let_go_strays(node).await;
         let consumer = match &mut consumer {
             Some(consumer) => consumer,
             none => match node.broker.consume(&queues, prefetch).await {
@@ -106,6 +108,25 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
             deliveries.push(delivery);
         }
         take_whole(node, deliveries, permits).await;
+    }
+}
+
+/// After a claim that failed, it may have happened all the same, some time later even: such runs are let go
+/// for as long as their lease could last. Not while a claim is under way, whose runs are not known yet.
+async fn let_go_strays(node: &Arc<Node>) {
+    let Some(failed) = *node.unsure.lock() else { return };
+    let live = node.leases.live();
+    match node.store.let_go_strays(&node.name, &live, node.clock.now(), BATCH).await {
+        Ok(let_go) => {
+            if !let_go.is_empty() {
+                tracing::warn!(runs = let_go.len(), "let go of runs whose claim was not answered");
+            }
+            let_go.into_iter().for_each(|transition| settle(node, transition));
+            if failed.elapsed() > node.settings.lease {
+                *node.unsure.lock() = None;
+            }
+        }
+        Err(error) => tracing::debug!(%error, "cannot let go of runs whose claim was not answered"),
     }
 }
 
@@ -155,6 +176,10 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
         }
         Err(error) => {
             node.outage.felt("cannot claim runs", &error);
+            if node.shared {
+                // It may have happened all the same.
+                *node.unsure.lock() = Some(Instant::now());
+            }
             for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(PAUSE))).await {
                 if let Err(refused) = returned {
                     tracing::debug!(error = %refused.error, "a delivery was not returned");
