@@ -11,6 +11,7 @@ mod harness;
 mod lifecycle;
 mod local_model;
 mod model;
+mod operate;
 mod refuse;
 mod servers;
 mod stream;
