@@ -80,9 +80,8 @@ async fn clients_are_turned_away_and_work_is_left_while_it_is_switched_off() {
     let mut node = Node::start("").await;
     let id = node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 300})).await;
     node.kill9().await;
-    let mut off = Options::default();
-    off.env = vec![("DISABLE_CONNECTIONS", "true".to_owned()), ("DISABLE_WORKERS", "true".to_owned())];
-    node.restart_with(off).await;
+    let off = vec![("DISABLE_CONNECTIONS", "true".to_owned()), ("DISABLE_WORKERS", "true".to_owned())];
+    node.restart_with(Options { env: off, ..Options::default() }).await;
     let refused = node.post_json("/v1/runs", &json!({"agent": "scripted", "input": "x"})).await;
     refused.assert_problem(503, "connections_disabled");
     assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
@@ -90,9 +89,8 @@ async fn clients_are_turned_away_and_work_is_left_while_it_is_switched_off() {
         assert_eq!(node.get(open).await.status, 200, "{open}");
     }
     node.kill9().await;
-    let mut idle = Options::default();
-    idle.env = vec![("DISABLE_WORKERS", "1".to_owned())];
-    node.restart_with(idle).await;
+    let idle = vec![("DISABLE_WORKERS", "1".to_owned())];
+    node.restart_with(Options { env: idle, ..Options::default() }).await;
     eventually("it is due, and queued", async || (node.run(&id).await["status"] == "queued").then_some(())).await;
     node.kill9().await;
     node.restart_with(Options::default()).await;
