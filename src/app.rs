@@ -238,7 +238,9 @@ fn stage(state: &ApiState, number: u8, doing: String) {
 /// the way down: nothing new, live runs within the grace, release of the rest, streams, listener, broker,
 /// store. A second signal cuts the grace short.
 pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &Engine)) -> Result<(), StartError> {
-    tracing::info!("start 1/7: the configuration is read");
+    let origins: Vec<_> = config.origins.iter().map(|(key, origin)| format!("{key} ({origin})")).collect();
+    let set = if origins.is_empty() { "nothing, all defaults".to_owned() } else { origins.join(", ") };
+    tracing::info!(set, "start 1/7: the configuration is read");
     let listen = |source| StartError::Listen { address: config.listen, source };
     let state = Data::new(ApiState::new(api_settings(&config, true)));
     let served = state.clone();

@@ -26,7 +26,7 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 pub(super) struct ServerFlags {
     /// Base URL of the server, such as http://127.0.0.1:7070 or https://example.org/agents; else the
     /// variable RUNCAST_URL, else http://127.0.0.1:7070.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", global = true)]
     url: Option<String>,
     #[command(flatten)]
     key: KeyFlag,
@@ -37,7 +37,7 @@ pub(super) struct ServerFlags {
 pub(super) struct KeyFlag {
     /// API key for the server; else the variable RUNCAST_API_KEY, which keeps it out of the list of
     /// processes.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", global = true)]
     key: Option<String>,
 }
 

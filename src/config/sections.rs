@@ -233,7 +233,7 @@ section! {
     /// The Redis broker.
     pub struct Redis {
         /// How long after its last sign of life a consumer counts as dead, and others take over the wake-ups it held.
-        pub consumer_lease: Duration = s(30) => Span(s(1), HOUR);
+        pub consumer_lease: Duration = s(15) => Span(s(1), HOUR);
         /// A PEM file with the authorities that may vouch for the server, instead of those of the system.
         pub authorities: Option<PathBuf> = None => Optional(PATH);
         /// A PEM file with this client's certificate chain, for servers that ask for one. Goes with key.

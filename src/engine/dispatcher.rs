@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::effects::queue;
+use super::recovery::settle;
 use super::supervisor::Start;
 use crate::store::{Claim, Claimed};
 
@@ -25,6 +26,9 @@ const BATCH: usize = 128;
 
 /// The wait after the store or the broker has failed.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// A node that has had no room for so long fetches no deliveries.
+const FULL: Duration = Duration::from_millis(250);
 
 /// How often runs are looked for while nobody can be woken.
 const UNWOKEN: Duration = Duration::from_secs(1);
@@ -54,15 +58,32 @@ pub(crate) async fn dispatch(node: Arc<Node>, room: Arc<Semaphore>, stop: Cancel
 async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
     let prefetch = NonZeroU16::new(BATCH as u16).unwrap_or(NonZeroU16::MIN);
     let queues: Vec<_> = node.executed.iter().map(|(agent, version)| queue(agent, version)).collect();
-    let mut consumer = match node.broker.consume(&queues, prefetch).await {
-        Ok(consumer) => consumer,
-        Err(error) => {
-            tracing::debug!(%error, "cannot consume the queues; trying again");
-            return claim_unwoken(node, room).await;
-        }
-    };
+    let mut consumer = None;
     loop {
-        let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
+        let permit = match tokio::time::timeout(FULL, Arc::clone(room).acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return,
+            Err(_) => {
+                // What it has fetched ahead is for whoever has room.
+                drop(consumer.take());
+                match Arc::clone(room).acquire_owned().await {
+                    Ok(permit) => permit,
+                    Err(_) => return,
+                }
+            }
+        };
+        let_go_strays(node).await;
+        let consumer = match &mut consumer {
+            Some(consumer) => consumer,
+            none => match node.broker.consume(&queues, prefetch).await {
+                Ok(consumer) => none.insert(consumer),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot consume the queues; trying again");
+                    drop(permit);
+                    return claim_unwoken(node, room).await;
+                }
+            },
+        };
         let mut permits = vec![permit];
         let mut deliveries = match tokio::time::timeout(node.settings.sweep_interval, consumer.next()).await {
             Ok(Ok(delivery)) => vec![delivery],
@@ -87,6 +108,25 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
             deliveries.push(delivery);
         }
         take_whole(node, deliveries, permits).await;
+    }
+}
+
+/// After a claim that failed, it may have happened all the same, some time later even: such runs are let go
+/// for as long as their lease could last. Not while a claim is under way, whose runs are not known yet.
+async fn let_go_strays(node: &Arc<Node>) {
+    let Some(failed) = *node.unsure.lock() else { return };
+    let live = node.leases.live();
+    match node.store.let_go_strays(&node.name, &live, node.clock.now(), BATCH).await {
+        Ok(let_go) => {
+            if !let_go.is_empty() {
+                tracing::warn!(runs = let_go.len(), "let go of runs whose claim was not answered");
+            }
+            let_go.into_iter().for_each(|transition| settle(node, transition));
+            if failed.elapsed() > node.settings.lease {
+                *node.unsure.lock() = None;
+            }
+        }
+        Err(error) => tracing::debug!(%error, "cannot let go of runs whose claim was not answered"),
     }
 }
 
@@ -136,6 +176,10 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
         }
         Err(error) => {
             node.outage.felt("cannot claim runs", &error);
+            if node.shared {
+                // It may have happened all the same.
+                *node.unsure.lock() = Some(Instant::now());
+            }
             for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(PAUSE))).await {
                 if let Err(refused) = returned {
                     tracing::debug!(error = %refused.error, "a delivery was not returned");

@@ -87,6 +87,11 @@ impl Leases {
         }
     }
 
+    /// The runs that are live.
+    pub(crate) fn live(&self) -> Vec<RunId> {
+        self.live.lock().keys().copied().collect()
+    }
+
     fn all(&self) -> Vec<(RunId, Arc<Lease>)> {
         self.live.lock().iter().map(|(run, lease)| (*run, Arc::clone(lease))).collect()
     }

@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use runcast_broker::{Broker, Source};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -181,6 +182,8 @@ pub(crate) struct Node {
     /// How foreign messages are read, by the names of their sources.
     mappings: BTreeMap<String, Mapping>,
     outage: outage::Outage,
+    /// When a claim has failed last that may have happened all the same.
+    unsure: Mutex<Option<Instant>>,
     draining: AtomicBool,
 }
 
@@ -309,6 +312,7 @@ impl Engine {
             asked: control::Asked::default(),
             mappings,
             outage: outage::Outage::default(),
+            unsure: Mutex::default(),
             draining: AtomicBool::new(false),
         });
         for supervisor in &node.supervisors {

@@ -126,7 +126,8 @@ async fn wake_forgotten(
     let depths = node.broker.depths(&queues).await?;
     let mut left = WAKES;
     for ((Queued { runs, agent, .. }, depth), queue) in queued.iter().zip(depths).zip(&queues) {
-        let missing = runs.saturating_sub(depth.ready + depth.outstanding).min(left);
+        // What is outstanding may be held by a node that is dead, or full. Too many wake-ups do no harm.
+        let missing = runs.saturating_sub(depth.ready).min(left);
         left -= missing;
         for _ in 0..missing {
             node.broker.publish(queue, Bytes::new()).await?;

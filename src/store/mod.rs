@@ -101,6 +101,16 @@ pub trait RunStore: Send + Sync + 'static {
     /// [`recover`](Self::recover) does. Rejected when the run is not running as that attempt.
     async fn give_up(&self, id: RunId, attempt: u32, now: Timestamp) -> Result<Transition, StoreError>;
 
+    /// Lets go, free of charge, of up to `limit` runs that are running as `node`'s and are not among `live`:
+    /// those of a claim whose answer was lost. Nothing else may claim for that node meanwhile.
+    async fn let_go_strays(
+        &self,
+        node: &str,
+        live: &[RunId],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Transition>, StoreError>;
+
     /// How many runs have each status that is not final.
     async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError>;
 

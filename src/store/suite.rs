@@ -86,6 +86,7 @@ macro_rules! store_suite {
             runs_are_recovered_by_portions_and_once
             runs_claimed_after_the_start_are_left_alone
             an_attempt_that_lost_its_owner_is_given_up
+            runs_of_a_claim_whose_answer_was_lost_are_let_go
             an_owner_extends_what_is_still_its_own
             heads_tell_how_logs_stand
             queued_runs_are_counted_by_agent_and_version

@@ -3,11 +3,17 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 
 /// Sends log lines that pass `directives` (the syntax of `EnvFilter`) to standard error. Does nothing
 /// when the process has a subscriber already. The error says what is wrong with the directives.
 pub fn init(directives: &str, json: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(directives).map_err(|error| format!("log.level: {error}"))?;
+    let mut filter = EnvFilter::try_new(directives).map_err(|error| format!("log.level: {error}"))?;
+    if filter.max_level_hint() == Some(LevelFilter::TRACE) {
+        // The AMQP driver traces its login frame, password and all.
+        filter =
+            filter.add_directive("lapin=debug".parse().map_err(|error: ParseError| format!("log.level: {error}"))?);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

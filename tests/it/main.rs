@@ -12,6 +12,7 @@ mod ingest;
 mod lifecycle;
 mod local_model;
 mod model;
+mod operate;
 mod refuse;
 mod servers;
 mod stream;

@@ -238,6 +238,11 @@ async fn kills_at_random_moments_break_no_promise() {
         let requests = pending.iter().map(|(key, body)| node.try_send(create(&node, key, body)));
         let unanswered = join_all(requests);
         let pause = Duration::from_millis(dice.random_range(0..250));
+        if !is_embedded() {
+            // A broker takes longer than memory to begin.
+            let begun = async || (node.metric("runcast_attempts_started_total").await > 0.0).then_some(());
+            eventually("something has begun", begun).await;
+        }
         // Nobody hears the answers of these, accepted or not.
         tokio::time::timeout(pause, unanswered).await.map(drop).unwrap_or_default();
         node.kill9().await;

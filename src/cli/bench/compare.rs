@@ -1,19 +1,22 @@
 //! `runcast bench compare`: the same runs on one node and on several, on every broker that is given.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::runs::{Report, Work, run};
 use super::server::{Own, Server};
-use crate::cli::client::KeyFlag;
+use crate::cli::client::{Client, KeyFlag};
 use crate::cli::table;
 use crate::config::Config;
 
 /// Compares brokers on the same work: one node on memory and SQLite, then an API node and workers on each
 /// broker that is given, with PostgreSQL.
 ///
-/// All nodes are processes of their own on this machine. Brokers are used under a namespace made for the
-/// bench, and the database is left with its runs: name one for tests. Figures of one call can be compared
+/// All nodes are processes of their own on this machine. Brokers are used under the namespace `bench`, and
+/// the database is left with its runs: name one that nothing else uses. Figures of one call can be compared
 /// with each other; those of two calls only if nothing else was going on.
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
@@ -39,6 +42,9 @@ pub(super) struct CompareArgs {
     json: bool,
 }
 
+/// How long a node may take to find its services.
+const READY: Duration = Duration::from_secs(30);
+
 /// Where the work is done.
 enum Place<'a> {
     Embedded,
@@ -62,16 +68,29 @@ impl Place<'_> {
         let Self::Cluster { broker, store } = self else {
             return Ok((Server::get(None, None, &KeyFlag::default()).await?, Vec::new()));
         };
-        let namespace = format!("bench{}", std::process::id());
-        let env = [("RUNCAST_BROKER", *broker), ("RUNCAST_STORE", *store), ("RUNCAST_NAMESPACE", namespace.as_str())];
+        let env = [("RUNCAST_BROKER", *broker), ("RUNCAST_STORE", *store), ("RUNCAST_NAMESPACE", "bench")];
         let mut own = Vec::new();
         for _ in 0..workers {
             let mut worker = Own::spawn_with("127.0.0.1:0", &["--role", "worker"], &env)?;
-            worker.greeted().await?;
+            ready(&worker.greeted().await?).await?;
             own.push(worker);
         }
         let server = Server::own(Own::spawn_with("127.0.0.1:0", &["--role", "api"], &env)?).await?;
+        ready(&format!("http://{}", server.target.authority)).await?;
         Ok((server, own))
+    }
+}
+
+/// Waits until a node has found its services.
+async fn ready(url: &str) -> Result<(), String> {
+    let client = Client::new(url, &KeyFlag::default()).map_err(|error| error.to_string())?;
+    let began = Instant::now();
+    loop {
+        match client.call(Method::GET, "/ready").await {
+            Ok(_) => return Ok(()),
+            Err(error) if began.elapsed() > READY => return Err(format!("a node does not get ready: {error}")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

@@ -208,6 +208,18 @@ impl RunStore for PostgresStore {
         self.run(|conn| async move { transition::give_up(&conn, id, attempt, now).await }).await
     }
 
+    async fn let_go_strays(
+        &self,
+        node: &str,
+        live: &[RunId],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Transition>, StoreError> {
+        let live: Vec<Uuid> = live.iter().map(|run| *run.as_uuid()).collect();
+        let (node, live) = (&node.to_owned(), &live);
+        self.run(|conn| async move { transition::let_go_strays(&conn, node, live, now, limit).await }).await
+    }
+
     async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
         self.run(|conn| async move { runs::counts(&conn).await }).await
     }

@@ -42,6 +42,10 @@ const WRITE: &str = concat!(
      SELECT id FROM changed"
 );
 
+/// The runs that are running as a node's and that it does not know of.
+const STRAYS: &str = "SELECT id FROM runcast_runs WHERE status = 'running' AND node = $2 AND id <> ALL ($3::uuid[]) \
+     ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+
 /// A run that the machine has decided about, before it is written.
 pub(super) struct Next {
     pub(super) run: Run,
@@ -158,9 +162,38 @@ pub(super) async fn give_up(conn: &Conn, id: RunId, attempt: u32, now: Timestamp
 /// Gives up the attempts of up to `most` runs whose lease has ended: by the cancels that wait for them, or as
 /// crashes.
 pub(super) async fn recover(conn: &Conn, now: Timestamp, most: usize) -> Result<Vec<Transition>, Failure> {
-    let (client, expired) = (conn.client(), conn.prepare(EXPIRED).await?);
-    let most = limit(most);
-    let rows = try_join(client.batch_execute("BEGIN"), client.query(&expired, &[&most])).await?.1;
+    end_attempts(conn, EXPIRED, &[&limit(most)], now, |found| Command::Crash {
+        attempt: found.run.attempt,
+        cancel: found.cancel_requested,
+    })
+    .await
+}
+
+/// Lets go of up to `most` runs that are running as `node`'s and are not among `live`.
+pub(super) async fn let_go_strays(
+    conn: &Conn,
+    node: &str,
+    live: &[Uuid],
+    now: Timestamp,
+    most: usize,
+) -> Result<Vec<Transition>, Failure> {
+    end_attempts(conn, STRAYS, &[&limit(most), &node, &live], now, |found| match found.cancel_requested {
+        true => Command::Cancel,
+        false => Command::Release { attempt: found.run.attempt },
+    })
+    .await
+}
+
+/// Ends the attempts of the runs that `which` selects and locks.
+async fn end_attempts(
+    conn: &Conn,
+    which: &'static str,
+    params: super::conn::Params<'_>,
+    now: Timestamp,
+    command: impl Fn(&Found) -> Command,
+) -> Result<Vec<Transition>, Failure> {
+    let (client, which) = (conn.client(), conn.prepare(which).await?);
+    let rows = try_join(client.batch_execute("BEGIN"), client.query(&which, params)).await?.1;
     let ids: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let mut next = Vec::with_capacity(ids.len());
     if !ids.is_empty() {
@@ -168,7 +201,7 @@ pub(super) async fn recover(conn: &Conn, now: Timestamp, most: usize) -> Result<
             // One run that cannot be read must not keep all others from going on.
             match Found::read(&row) {
                 Ok(found) => {
-                    let command = Command::Crash { attempt: found.run.attempt, cancel: found.cancel_requested };
+                    let command = command(&found);
                     next.extend(decide(found, &command, now).ok());
                 }
                 Err(error) => tracing::error!(%error, "a run cannot be recovered"),

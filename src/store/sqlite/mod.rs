@@ -268,6 +268,19 @@ impl RunStore for SqliteStore {
         self.writes.call(move |writer| transition::give_up(writer, id, attempt, now)).await?.complete()
     }
 
+    async fn let_go_strays(
+        &self,
+        node: &str,
+        live: &[RunId],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Transition>, StoreError> {
+        let (node, live) = (node.to_owned(), live.to_vec());
+        let let_go = move |writer: &mut Writer| transition::let_go_strays(writer, &node, &live, now, limit);
+        let outcomes = self.writes.call(let_go).await?;
+        outcomes.into_iter().map(transition::Outcome::complete).collect()
+    }
+
     async fn counts(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
         if self.writes.is_closed() {
             return Err(StoreError::Closed);

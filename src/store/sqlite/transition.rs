@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::dead_letters;
 use super::log::{self, NewSegment};
-use super::rows::{Binder, Documents, Found, load, state_columns};
+use super::rows::{Binder, Documents, Found, load, run_id, state_columns};
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
@@ -79,6 +79,43 @@ pub(super) fn recover(writer: &mut Writer, now: Timestamp, limit: usize) -> Resu
         outcomes.push(crash(writer, found, attempt, now)?);
     }
     Ok(outcomes)
+}
+
+/// Lets go of runs that are running as `node`'s and are not among `live`.
+pub(super) fn let_go_strays(
+    writer: &mut Writer,
+    node: &str,
+    live: &[RunId],
+    now: Timestamp,
+    limit: usize,
+) -> Result<Vec<Outcome>, StoreError> {
+    let mut strays = Vec::new();
+    {
+        let mut statement = writer.conn().prepare_cached(
+            "SELECT id FROM runs INDEXED BY runs_by_status WHERE status = 'running' AND node = ? ORDER BY id",
+        )?;
+        let mut rows = statement.query([node])?;
+        while let Some(row) = rows.next()? {
+            strays.push(run_id(row.get(0)?));
+        }
+    }
+    strays.retain(|id| !live.contains(id));
+    strays.truncate(limit);
+    let mut outcomes = Vec::with_capacity(strays.len());
+    for id in strays {
+        if let Some(found) = load(writer.conn(), id)? {
+            outcomes.push(stray(writer, found, now)?);
+        }
+    }
+    Ok(outcomes)
+}
+
+fn stray(writer: &mut Writer, found: Found, now: Timestamp) -> Result<Outcome, StoreError> {
+    let command = match found.cancel_requested {
+        true => Command::Cancel,
+        false => Command::Release { attempt: found.run.attempt },
+    };
+    decide(writer, found, &command, now)
 }
 
 /// Gives up attempt `attempt` of run `id`, if it is the one that is running.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::Harness;
 use super::kit::*;
 use crate::run::{Command, Retry, RunId, Spec, Status};
-use crate::store::{DeadLetter, Depths, Discard, Head, Held, Proposal, Queued};
+use crate::store::{Committed, DeadLetter, Depths, Discard, Head, Held, Proposal, Queued};
 
 pub(crate) async fn an_owner_extends_what_is_still_its_own(harness: &mut dyn Harness) {
     let store = harness.store();
@@ -28,6 +28,23 @@ pub(crate) async fn an_owner_extends_what_is_still_its_own(harness: &mut dyn Har
     assert_eq!(held, expected);
     assert_eq!(store.extend(&[], LEASE).await.unwrap(), []);
     assert_eq!(get(&*store, first.id()).await.run, first.run, "nothing else changes");
+}
+
+pub(crate) async fn runs_of_a_claim_whose_answer_was_lost_are_let_go(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let (live, mut lost) = (Owner::of_new(&*store, 1).await, Owner::of_new(&*store, 2).await);
+    let cancelled = Owner::of_new(&*store, 3).await;
+    transition(&*store, cancelled.id(), Command::Cancel, now()).await;
+    create(&*store, spec(4)).await;
+    assert_eq!(store.let_go_strays("another", &[], now(), 9).await.unwrap(), []);
+    let gone = store.let_go_strays("node-1", &[live.id()], now(), 9).await.unwrap();
+    assert_eq!(gone.len(), 2);
+    let run = get(&*store, lost.id()).await.run;
+    assert_eq!((run.status, run.attempt, run.failures, run.crashes), (Status::Queued, 1, 0, 0));
+    assert_eq!(status(&*store, cancelled.id()).await, Status::Cancelled);
+    assert_eq!(status(&*store, live.id()).await, Status::Running);
+    assert_eq!(store.commit(lost.tokens(&["late"])).await.unwrap(), Committed::Fenced);
+    assert_eq!(store.let_go_strays("node-1", &[live.id()], now(), 9).await.unwrap(), []);
 }
 
 pub(crate) async fn heads_tell_how_logs_stand(harness: &mut dyn Harness) {

@@ -55,7 +55,7 @@ async fn servers() -> &'static Servers {
 }
 
 /// The variables that put the node of `directory` on what it is to stand on.
-pub(super) async fn environment(directory: &Path) -> Vec<(&'static str, String)> {
+pub(crate) async fn environment(directory: &Path) -> Vec<(&'static str, String)> {
     if is_embedded() {
         return Vec::new();
     }
