@@ -17,12 +17,11 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use parking_lot::Mutex;
-use runcast_broker::{BrokerError, Name, NodePresence};
+use runcast_broker::{Backoff, BrokerError, Name, NodePresence, random};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::backoff::{Backoff, random};
 use crate::consumer::Shared;
 use crate::failure::Failure;
 use crate::link::{Lane, Link};

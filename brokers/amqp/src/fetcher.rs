@@ -1,5 +1,6 @@
 //! The task behind a consumer: gets messages when they are asked for, and gives them back.
 
+use runcast_broker::Backoff;
 use std::collections::BTreeSet;
 use std::future::ready;
 use std::pin::Pin;
@@ -14,7 +15,6 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, B
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::backoff::Backoff;
 use crate::consumer::{Life, Shared, Step, Taken};
 use crate::failure::Failure;
 use crate::link::Link;

@@ -180,5 +180,5 @@ pub(crate) fn new_id() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("{:013}-{number:08x}-{:04x}", now.as_millis(), crate::backoff::random() % 0x1_0000)
+    format!("{:013}-{number:08x}-{:04x}", now.as_millis(), runcast_broker::random() % 0x1_0000)
 }

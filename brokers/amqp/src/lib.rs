@@ -102,7 +102,6 @@
 //! | `bus`, `topics` | what processes tell each other; watchers |
 //! | `foreign` | [`AmqpQueue`]: the messages of foreign producers |
 
-mod backoff;
 mod bus;
 mod consumer;
 mod failure;
@@ -184,7 +183,8 @@ impl AmqpBroker {
             // an error means that the process has chosen one
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let consumer = options.consumer.as_ref().map_or_else(|| format!("{:016x}", backoff::random()), Name::to_string);
+        let consumer =
+            options.consumer.as_ref().map_or_else(|| format!("{:016x}", runcast_broker::random()), Name::to_string);
         let endpoint = Arc::new(Endpoint::new(options.clone(), consumer.clone()));
         endpoint.tls()?;
         let (publishing, consuming) =

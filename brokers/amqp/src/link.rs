@@ -11,14 +11,13 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
-use runcast_broker::{BrokerError, ErrorKind};
+use runcast_broker::{Backoff, BrokerError, ErrorKind};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::failure::Failure;
 use crate::options::AmqpOptions;
 

@@ -22,9 +22,11 @@ mod backend;
 #[doc(hidden)]
 pub mod cases;
 mod harness;
+mod proxy;
 
 pub use backend::{Backend, Missing};
 pub use harness::{DEADLINE, GRANULARITY, Outcome, Time, run};
+pub use proxy::Proxy;
 
 /// Expands to one `#[test]` a case.
 ///

@@ -12,6 +12,7 @@
 //! everything costs time, never a run. Adapters depend on this crate only, and prove themselves with
 //! the suite in `runcast-broker-conformance`.
 
+mod backoff;
 mod delivery;
 mod error;
 mod name;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use backoff::{Backoff, random};
 pub use delivery::{Acknowledge, Delivery, Refused};
 pub use error::{BrokerError, ErrorKind};
 pub use name::{InvalidName, Name};

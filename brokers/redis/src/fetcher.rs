@@ -6,10 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, OptionFuture};
 use redis::aio::MultiplexedConnection;
-use runcast_broker::BrokerError;
+use runcast_broker::{Backoff, BrokerError};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
-use crate::backoff::Backoff;
 use crate::consumer::{Place, Shared, Step, Taken};
 use crate::failure::Failure;
 use crate::keys::Keys;

@@ -58,7 +58,6 @@
 //! | `topics` | subscriptions and their watchers |
 //! | `list`, `stream` | [`RedisList`] and [`RedisStream`]: messages of foreign producers, under keys of their own |
 
-mod backoff;
 mod consumer;
 mod failure;
 mod fetcher;

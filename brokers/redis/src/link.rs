@@ -7,12 +7,11 @@ use std::time::Duration;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, FromRedisValue, RedisError, RedisResult};
 use redis::{ScriptInvocation, TlsCertificates};
-use runcast_broker::{BrokerError, ErrorKind};
+use runcast_broker::{Backoff, BrokerError, ErrorKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::failure::{Failure, breaks_connection};
 use crate::options::RedisOptions;
 

@@ -142,7 +142,7 @@ impl RedisOptions {
 
     /// What this process is called on the server.
     pub(crate) fn consumer_name(&self) -> String {
-        self.consumer.as_ref().map_or_else(|| format!("{:016x}", crate::backoff::random()), Name::to_string)
+        self.consumer.as_ref().map_or_else(|| format!("{:016x}", runcast_broker::random()), Name::to_string)
     }
 
     pub(crate) fn check(&self) -> Result<(), BrokerError> {

@@ -10,13 +10,12 @@ use futures_util::StreamExt;
 use parking_lot::Mutex;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{Msg, RedisResult, Value};
-use runcast_broker::{Announcement, BrokerError, Name, Watch};
+use runcast_broker::{Announcement, Backoff, BrokerError, Name, Watch};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::coop::consume_budget;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::failure::Failure;
 use crate::keys::Keys;
 use crate::link::Endpoint;

@@ -7,6 +7,20 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Cluster, Kind, on_both_brokers};
 
+/// The faults, in the order of the `match` below.
+const NAMES: [&str; 10] = [
+    "a worker is killed",
+    "an API node is killed",
+    "a worker stands still",
+    "every node is restarted",
+    "the broker is killed",
+    "the database is killed",
+    "the database stalls",
+    "the broker stalls",
+    "connections are cut",
+    "everything is slow",
+];
+
 /// A number from the environment.
 fn given(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -32,7 +46,7 @@ async fn faults_at_random_break_no_promise(kind: Kind) {
             tokio::time::sleep(Duration::from_millis(dice.random_range(200..2_000))).await;
             faults += 1;
             let fault = dice.random_range(0..10);
-            println!("{kind:?}: {:?} fault {fault}", began.elapsed());
+            println!("{kind:?}: {:?}: {}", began.elapsed(), NAMES[fault]);
             match fault {
                 0 => cluster.worker_dies(dice.random_range(0..3)).await,
                 1 => cluster.api_dies(dice.random_range(0..2)).await,

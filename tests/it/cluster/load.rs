@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Event, id_of, parse};
 
 /// No fault lasts so long that a client would have to wait longer.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The base URLs of the nodes that clients may ask.
 #[derive(Clone, Default)]

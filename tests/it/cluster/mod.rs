@@ -21,6 +21,9 @@ use crate::harness::{Node, Options, assert_promise, assert_seen, eventually};
 pub(crate) const LEASE: Duration = Duration::from_secs(6);
 pub(crate) const SWEEP: Duration = Duration::from_millis(500);
 
+/// How long nodes may take to find their services.
+const READY: Duration = Duration::from_secs(120);
+
 /// Expands to a test for each broker.
 macro_rules! on_both_brokers {
     ($($test:ident)*) => {
@@ -84,14 +87,18 @@ impl Cluster {
         options
     }
 
-    /// Waits until every node can do its work.
+    /// Waits until every node can do its work: a broker that was killed may take most of a minute to come back.
     pub(crate) async fn ready(&self) {
+        let began = tokio::time::Instant::now();
         for node in self.apis.iter().chain(&self.workers) {
-            eventually("every node is ready", async || {
-                let answer = node.try_send(node.request(reqwest::Method::GET, "/ready")).await.ok()?;
-                (answer.status == 200).then_some(())
-            })
-            .await;
+            loop {
+                let answer = node.try_send(node.request(reqwest::Method::GET, "/ready")).await;
+                match answer {
+                    Ok(answer) if answer.status == 200 => break,
+                    answer => assert!(began.elapsed() < READY, "a node does not get ready: {answer:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
     }
 

@@ -8,10 +8,10 @@ use runcast_broker_amqp::AmqpOptions;
 use tokio::time::{Instant, timeout};
 
 use crate::logs::Log;
-use crate::proxy::Proxy;
 use crate::steps::{
     alone, connect, consume, depth, depth_becomes, eventually, name, once_back, publish, shared, soon, take, text,
 };
+use runcast_broker_conformance::Proxy;
 
 #[tokio::test]
 async fn a_broker_starts_without_its_server_and_finds_it_later_and_logs_it_once() {

@@ -10,8 +10,8 @@ use runcast_broker::{ErrorKind, Message, Source};
 use runcast_broker_amqp::{AmqpOptions, AmqpQueue};
 use tokio::time::timeout;
 
-use crate::proxy::Proxy;
 use crate::server::Server;
+use runcast_broker_conformance::Proxy;
 
 const QUEUE: &str = "orders";
 

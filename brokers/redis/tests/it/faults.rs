@@ -6,8 +6,8 @@ use runcast_broker::{Announcement, Broker, Depth, ErrorKind};
 use runcast_broker_redis::{RedisBroker, RedisOptions};
 use tokio::time::{Instant, timeout};
 
-use crate::proxy::Proxy;
 use crate::server::{Server, consume, depth, name, once_back, publish, soon, take, text};
+use runcast_broker_conformance::Proxy;
 
 #[tokio::test]
 async fn a_broker_starts_without_its_server_and_finds_it_later() {

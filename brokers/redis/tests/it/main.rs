@@ -7,7 +7,6 @@ mod conformance;
 mod faults;
 mod ingest;
 mod logs;
-mod proxy;
 mod security;
 mod server;
 mod takeover;

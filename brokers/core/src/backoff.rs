@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt.
+//! How long an adapter waits before it tries to reach its server again; one way for all.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -9,10 +9,12 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Doubles from 0.1 s to 5 s. Each wait is shortened by up to a half at random, so that nodes that
 /// lost their server together do not come back together.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff(u32);
+pub struct Backoff(u32);
 
 impl Backoff {
-    pub(crate) fn next(&mut self) -> Duration {
+    /// The next wait.
+    #[expect(clippy::should_implement_trait, reason = "it is no iterator: it never ends, and is not looped over")]
+    pub fn next(&mut self) -> Duration {
         let full = FIRST.saturating_mul(1 << self.0.min(6)).min(LONGEST);
         self.0 = self.0.saturating_add(1);
         full.mul_f64(0.5 + (random() % 1024) as f64 / 2048.0)
@@ -20,7 +22,8 @@ impl Backoff {
 }
 
 /// A number nobody can foresee: the seed that the standard library gives to each new hasher.
-pub(crate) fn random() -> u64 {
+#[must_use]
+pub fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 
