@@ -12,6 +12,7 @@
 
 mod error;
 pub mod postgres;
+mod spelling;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;

@@ -9,9 +9,10 @@
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::rows::{integer, plain};
+use super::rows::plain;
 use crate::run::{Reason, Run, Segment, Status, Timestamp};
 use crate::store::DeadLetter;
+use crate::store::spelling::integer;
 
 /// Begins a transaction for statements over batches.
 pub(super) const BEGIN: &str = "BEGIN; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";

@@ -28,8 +28,9 @@ use super::conn::Conn;
 use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
-use super::rows::{Columns, integer, json, plain, step_kind_text};
+use super::rows::{Columns, plain};
 use crate::run::{RunId, Status};
+use crate::store::spelling::{integer, json, step_kind_text};
 use crate::store::{Commit, Committed, StoreError};
 
 const WRITE: &str = concat!(

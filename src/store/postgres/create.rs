@@ -22,8 +22,9 @@ use super::conn::Conn;
 use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
-use super::rows::{self, Columns, Found, integer, json, limit, on_disconnect_text, plain, unsigned};
+use super::rows::{self, Columns, Found, limit, plain};
 use crate::run::{RunId, Timestamp};
+use crate::store::spelling::{integer, json, on_disconnect_text, unsigned};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
 /// Takes the keys, and inserts the runs whose keys could be taken and whose steps are still there to be copied.

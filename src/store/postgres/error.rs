@@ -86,8 +86,3 @@ impl From<tokio_postgres::Error> for Failure {
         Self { error, blame: if connection { Blame::Connection } else { Blame::Statement } }
     }
 }
-
-/// The error of something stored that cannot be read back.
-pub(super) fn unreadable(what: &str, why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(format!("{what}: {why}"))
-}

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use super::conn::Conn;
-use super::error::{Failure, unreadable};
-use super::rows::{Columns, integer};
+use super::error::Failure;
+use super::rows::Columns;
 use crate::run::{RunId, Segment};
 use crate::store::StoreError;
+use crate::store::spelling::{integer, unreadable};
 
 /// So many segments are asked for at a time.
 const PAGE: usize = 64;

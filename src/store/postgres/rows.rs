@@ -4,17 +4,14 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 use uuid::Uuid;
 
 use super::conn::Conn;
-use super::error::{Failure, unreadable};
-use crate::run::{
-    Input, OnDisconnect, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, Timer, Timestamp,
-    Usage,
-};
+use super::error::Failure;
+use crate::run::{Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, Timer, Timestamp, Usage};
+use crate::store::spelling::{Documents, json, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 
 /// The columns of a run `r` and its specification `s`, in the order in which [`Found::read`] takes them, but for
@@ -59,14 +56,6 @@ pub(super) struct Found {
     pub(super) commit_number: u64,
     pub(super) cancel_requested: bool,
     pub(super) documents: Documents,
-}
-
-/// The parts of a run that are stored as JSON.
-pub(super) struct Documents {
-    input: String,
-    params: String,
-    metadata: String,
-    output: Option<String>,
 }
 
 /// The runs of `ids` that there are, in no order.
@@ -151,18 +140,6 @@ impl Found {
     }
 }
 
-impl Documents {
-    /// The run with these documents.
-    pub(super) fn complete(self, mut run: Run) -> Result<Run, StoreError> {
-        let spec = Arc::make_mut(&mut run.spec);
-        spec.input = parse(&self.input)?;
-        spec.params = parse(&self.params)?;
-        spec.metadata = parse(&self.metadata)?;
-        run.output = self.output.as_deref().map(parse).transpose()?;
-        Ok(run)
-    }
-}
-
 /// A row of `runcast_steps`, behind the id of its run.
 pub(super) fn step(row: &Row) -> Result<(RunId, StepRecord), StoreError> {
     let mut columns = Columns::of(row);
@@ -170,16 +147,6 @@ pub(super) fn step(row: &Row) -> Result<(RunId, StepRecord), StoreError> {
     let (kind, name, usage) = (columns.text(step_kind)?, columns.take()?, columns.usage()?);
     let result = parse(&columns.take::<String>()?)?;
     Ok((run, StepRecord { step, kind, name, result, usage }))
-}
-
-/// A value as the JSON that is stored. JSON has a way to write every character, so it is always a text that
-/// PostgreSQL takes.
-pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| unreadable("a document cannot be written", error))
-}
-
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| unreadable("a document does not parse", error))
 }
 
 /// Labels as JSON, each on a line of its own. No JSON string holds a line break, so a label is there if its
@@ -199,42 +166,9 @@ pub(super) fn plain(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
-/// A number as PostgreSQL keeps it. Nothing of ours comes near the bound.
-pub(super) fn integer(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-pub(super) fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
 /// How many rows at most.
 pub(super) fn limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// The stored spelling.
-pub(super) fn on_disconnect_text(on_disconnect: OnDisconnect) -> &'static str {
-    match on_disconnect {
-        OnDisconnect::Continue => "continue",
-        OnDisconnect::Cancel => "cancel",
-    }
-}
-
-fn on_disconnect(text: &str) -> Option<OnDisconnect> {
-    [OnDisconnect::Continue, OnDisconnect::Cancel].into_iter().find(|known| on_disconnect_text(*known) == text)
-}
-
-/// The stored spelling.
-pub(super) fn step_kind_text(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::Model => "model",
-        StepKind::Tool => "tool",
-    }
-}
-
-fn step_kind(text: &str) -> Option<StepKind> {
-    [StepKind::Model, StepKind::Tool].into_iter().find(|known| step_kind_text(*known) == text)
 }
 
 /// Takes the columns of a row one after the other.

@@ -4,8 +4,9 @@ use uuid::Uuid;
 
 use super::conn::Conn;
 use super::error::Failure;
-use super::rows::{Columns, integer, limit};
+use super::rows::{Columns, limit};
 use crate::run::{Run, Timer, Timestamp};
+use crate::store::spelling::integer;
 use crate::store::{TimerKey, TimerKind};
 
 /// The timers that a run has in some state.

@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::batch::{Batch, batch_arrays, batch_columns, insert_log, set_state};
 use super::conn::Conn;
 use super::error::Failure;
-use super::rows::{self, Documents, Found, LOAD, limit};
+use super::rows::{self, Found, LOAD, limit};
 use super::timers::{self, Armed, Timers};
 use crate::run::{Command, Context, Effect, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
+use crate::store::spelling::Documents;
 use crate::store::{Changed, StoreError, Transition};
 
 const LOCK: &str = "SELECT 1 FROM runcast_runs WHERE id = $1 FOR UPDATE";

@@ -5,10 +5,11 @@ use std::cmp::Reverse;
 use rusqlite::{Connection, params};
 
 use super::log::{self, NewSegment};
-use super::rows::{Binder, Documents, FoundStep, load, run_id, state_columns};
+use super::rows::{Binder, FoundStep, load, run_id, state_columns};
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use crate::run::{Command, Context, Run, RunId, Segment};
+use crate::store::spelling::Documents;
 use crate::store::{Claim, Claimed, StoreError};
 
 /// [`Claimed`], with its documents as text.

@@ -4,11 +4,12 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::dead_letters;
 use super::log::{self, NewSegment, NewStep};
-use super::rows::{Binder, integer, json, state_columns, unsigned};
+use super::rows::{Binder, state_columns};
 use super::timers::{self, Armed};
 use super::transition::forget_commands;
 use super::writer::Writer;
 use crate::run::{Run, RunId, Status};
+use crate::store::spelling::{integer, json, unsigned};
 use crate::store::{Commit, Committed, StoreError};
 
 /// A commit, ready to be written: what costs time is encoded by the caller.

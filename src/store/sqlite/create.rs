@@ -3,10 +3,11 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::log::{self, NewSegment};
-use super::rows::{Binder, Found, integer, json, load, on_disconnect_text, run_id};
+use super::rows::{Binder, Found, load, run_id};
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use crate::run::{Run, RunId, Spec, Timestamp};
+use crate::store::spelling::{integer, json, on_disconnect_text};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
 /// A run, ready to be created: what costs time is encoded by the caller.

@@ -30,8 +30,3 @@ impl From<rusqlite::Error> for StoreError {
         }
     }
 }
-
-/// The error of something stored that cannot be read back.
-pub(super) fn unreadable(what: &str, why: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(format!("{what}: {why}"))
-}

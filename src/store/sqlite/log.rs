@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use rusqlite::{Connection, params};
 
-use super::error::unreadable;
-use super::rows::{FoundStep, integer, json, step_kind_text, unsigned};
+use super::rows::FoundStep;
 use crate::run::{RunId, Segment, StepRecord};
 use crate::store::StoreError;
+use crate::store::spelling::{integer, json, step_kind_text, unreadable, unsigned};
 
 /// A segment, ready to be written.
 pub(super) struct NewSegment {

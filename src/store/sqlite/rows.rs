@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use rusqlite::types::{FromSql, ToSql};
 use rusqlite::{Connection, OptionalExtension as _, Row, Statement};
-use serde::de::DeserializeOwned;
 
-use super::error::unreadable;
 use crate::run::{
-    Input, OnDisconnect, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, Timer, Timestamp,
-    Usage,
+    Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, Timer, Timestamp, Usage,
 };
+use crate::store::spelling::{Documents, integer, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 
 /// The columns of a run that change, but for its status: an update of the status costs its indexes.
@@ -44,15 +42,6 @@ pub(super) struct Found {
     pub(super) commit_number: u64,
     pub(super) cancel_requested: bool,
     pub(super) documents: Documents,
-}
-
-/// The parts of a run that are stored as JSON.
-#[derive(Debug)]
-pub(super) struct Documents {
-    pub(super) input: String,
-    pub(super) params: String,
-    pub(super) metadata: String,
-    pub(super) output: Option<String>,
 }
 
 /// The run `id`, whoever's it is.
@@ -134,20 +123,6 @@ impl Found {
     }
 }
 
-impl Documents {
-    /// The run with these documents.
-    pub(super) fn complete(self, mut run: Run) -> Result<Run, StoreError> {
-        let spec = Arc::make_mut(&mut run.spec);
-        spec.input = parse(&self.input)?;
-        spec.params = parse(&self.params)?;
-        spec.metadata = parse(&self.metadata)?;
-        if let Some(output) = self.output {
-            run.output = Some(parse(&output)?);
-        }
-        Ok(run)
-    }
-}
-
 /// A finished step as it was found.
 pub(super) struct FoundStep {
     step: u32,
@@ -174,48 +149,6 @@ impl FoundStep {
         let Self { step, kind, name, usage, result } = self;
         Ok(StepRecord { step, kind, name, result: parse(&result)?, usage })
     }
-}
-
-/// A value as the JSON that is stored.
-pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| unreadable("a document cannot be written", error))
-}
-
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| unreadable("a document does not parse", error))
-}
-
-/// A number as SQLite keeps it. Nothing of ours comes near the bound.
-pub(super) fn integer(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-pub(super) fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-/// The stored spelling.
-pub(super) fn on_disconnect_text(on_disconnect: OnDisconnect) -> &'static str {
-    match on_disconnect {
-        OnDisconnect::Continue => "continue",
-        OnDisconnect::Cancel => "cancel",
-    }
-}
-
-fn on_disconnect(text: &str) -> Option<OnDisconnect> {
-    [OnDisconnect::Continue, OnDisconnect::Cancel].into_iter().find(|known| on_disconnect_text(*known) == text)
-}
-
-/// The stored spelling.
-pub(super) fn step_kind_text(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::Model => "model",
-        StepKind::Tool => "tool",
-    }
-}
-
-fn step_kind(text: &str) -> Option<StepKind> {
-    [StepKind::Model, StepKind::Tool].into_iter().find(|known| step_kind_text(*known) == text)
 }
 
 /// Takes the columns of a row one after the other.

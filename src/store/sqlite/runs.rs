@@ -3,9 +3,10 @@
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
-use super::rows::{Found, load, run_id, unsigned};
+use super::rows::{Found, load, run_id};
 use super::writer::COUNTED;
 use crate::run::{Reason, RunId, Status, Tenant};
+use crate::store::spelling::unsigned;
 use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError};
 
 /// The tenant's run `id`.

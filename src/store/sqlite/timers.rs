@@ -2,8 +2,9 @@
 
 use rusqlite::{Connection, params};
 
-use super::rows::{integer, run_id, unsigned};
+use super::rows::run_id;
 use crate::run::{Run, Timer, Timestamp};
+use crate::store::spelling::{integer, unsigned};
 use crate::store::{StoreError, TimerKey, TimerKind};
 
 /// The timers that a run has in some state.

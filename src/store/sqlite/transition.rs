@@ -4,10 +4,11 @@ use rusqlite::{Connection, params};
 
 use super::dead_letters;
 use super::log::{self, NewSegment};
-use super::rows::{Binder, Documents, Found, load, run_id, state_columns};
+use super::rows::{Binder, Found, load, run_id, state_columns};
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
+use crate::store::spelling::Documents;
 use crate::store::{Changed, StoreError, Transition};
 
 /// [`Transition`], with the documents of its run as text.

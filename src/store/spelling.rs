@@ -1,0 +1,83 @@
+//! How the adapters write what has no type of theirs: documents, words, numbers. One way for all, so that what one
+//! has written, another could read.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::StoreError;
+use crate::run::{OnDisconnect, Run, StepKind};
+
+/// The parts of a run that are stored as JSON. Whoever asked for the run parses them, so that a long input does not
+/// hold up a store's threads.
+#[derive(Debug)]
+pub(super) struct Documents {
+    pub(super) input: String,
+    pub(super) params: String,
+    pub(super) metadata: String,
+    pub(super) output: Option<String>,
+}
+
+impl Documents {
+    /// The run with these documents.
+    pub(super) fn complete(self, mut run: Run) -> Result<Run, StoreError> {
+        let spec = Arc::make_mut(&mut run.spec);
+        spec.input = parse(&self.input)?;
+        spec.params = parse(&self.params)?;
+        spec.metadata = parse(&self.metadata)?;
+        run.output = self.output.as_deref().map(parse).transpose()?;
+        Ok(run)
+    }
+}
+
+/// A value as the JSON that is stored. JSON has a way to write every character, so every database takes it.
+pub(super) fn json(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| unreadable("a document cannot be written", error))
+}
+
+/// A stored document.
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| unreadable("a document does not parse", error))
+}
+
+/// The error of something stored that cannot be read back.
+pub(super) fn unreadable(what: &str, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("{what}: {why}"))
+}
+
+/// A number as databases keep it. Nothing of ours comes near the bound.
+pub(super) fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A number that was kept by [`integer`].
+pub(super) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// The stored spelling.
+pub(super) fn on_disconnect_text(on_disconnect: OnDisconnect) -> &'static str {
+    match on_disconnect {
+        OnDisconnect::Continue => "continue",
+        OnDisconnect::Cancel => "cancel",
+    }
+}
+
+/// What is spelled so.
+pub(super) fn on_disconnect(text: &str) -> Option<OnDisconnect> {
+    [OnDisconnect::Continue, OnDisconnect::Cancel].into_iter().find(|known| on_disconnect_text(*known) == text)
+}
+
+/// The stored spelling.
+pub(super) fn step_kind_text(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::Model => "model",
+        StepKind::Tool => "tool",
+    }
+}
+
+/// What is spelled so.
+pub(super) fn step_kind(text: &str) -> Option<StepKind> {
+    [StepKind::Model, StepKind::Tool].into_iter().find(|known| step_kind_text(*known) == text)
+}
