@@ -236,6 +236,7 @@ async fn a_run_that_takes_longer_than_its_timeout_fails() {
         (&json!("failed"), &json!("timeout"), &json!("deadline"))
     );
     let log = assert_promise(&node, &id).await;
+    assert_eq!(run["error"]["message"], "Execution timeout");
     assert_eq!(log.attempts, [1], "a deadline is not retried");
 }
 
