@@ -49,6 +49,7 @@ async fn a_cancel_reaches_the_worker_that_executes(kind: Kind) {
     let id = first.create(watched).await;
     let (here, there) = (first.stream(&id).await, second.stream(&id).await);
     drop(here);
+    // Nothing may happen, for longer than the grace and the question to the other nodes take together.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(second.run(&id).await["status"], "running");
     drop(there);
