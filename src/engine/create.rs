@@ -203,7 +203,7 @@ impl Engine {
         node.feed.created(spec.id, &spec.tenant, &segment, spec.on_disconnect == OnDisconnect::Cancel);
         if let Some(due) = run.expires_at() {
             // Bounded by the timers that exist.
-            post(&node.timers, Arm(TimerKey { due, run: spec.id, kind: TimerKind::Ttl }));
+            post(&node.timers, Arm(TimerKey { due, owner: *spec.id.as_uuid(), kind: TimerKind::Ttl }));
         }
         perform(node, &run, decision.effects);
         let reserved_seq = run.last_seq;

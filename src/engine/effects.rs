@@ -26,7 +26,7 @@ pub(crate) fn perform(node: &Arc<Node>, run: &Run, effects: Vec<Effect>) {
 }
 
 fn key(run: RunId, timer: Timer) -> TimerKey {
-    TimerKey { due: timer.due, run, kind: TimerKind::Due(timer.id) }
+    TimerKey { due: timer.due, owner: *run.as_uuid(), kind: TimerKind::Due(timer.id) }
 }
 
 /// The queue of the wake-ups for an agent in a version: `pending.<agent>.<version>`, so that no wake-up

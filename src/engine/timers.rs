@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 
 use super::Node;
 use super::recovery::settle;
-use crate::run::Timestamp;
+use crate::run::{Command, RunId, Timestamp};
 use crate::store::{TimerKey, Transition};
 
 /// How far ahead timers are kept in memory.
@@ -160,8 +160,16 @@ fn horizon(node: &Node) -> Duration {
 
 /// Tells the machine that `timer` is due. Hands it back when the store could not be told.
 async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
+    match timer.of_run() {
+        Some((run, command)) => fire_run(&node, timer, run, command).await,
+        // Nothing arms others yet.
+        None => None,
+    }
+}
+
+async fn fire_run(node: &Arc<Node>, timer: TimerKey, run: RunId, command: Command) -> Option<TimerKey> {
     let now = node.clock.now();
-    match node.store.transition(None, timer.run, timer.kind.command(), now).await {
+    match node.store.transition(None, run, command, now).await {
         Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
             node.metrics.stale_timers.inc();
             if let Err(error) = node.store.drop_timer(timer).await {
@@ -170,7 +178,7 @@ async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
         }
         Ok(transition) => {
             node.metrics.timer_lateness.observe(now.since(timer.due).as_secs_f64());
-            settle(&node, transition);
+            settle(node, transition);
         }
         Err(error) => {
             node.outage.felt("cannot fire a timer", &error);

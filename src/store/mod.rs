@@ -444,8 +444,8 @@ pub struct Changed {
 pub struct TimerKey {
     /// When it fires.
     pub due: Timestamp,
-    /// The run it belongs to.
-    pub run: RunId,
+    /// What it belongs to: a run, a thread or a schedule, as its kind says.
+    pub owner: Uuid,
     /// What it is for.
     pub kind: TimerKind,
 }
@@ -455,17 +455,23 @@ pub struct TimerKey {
 pub enum TimerKind {
     /// The run's time-to-live.
     Ttl,
-    /// The end of its delay or backoff: the run's timer of this number.
+    /// The end of its delay, backoff, debounce or wait: the run's timer of this number.
     Due(u64),
+    /// The thread's follow-up: its timer of this number.
+    FollowUp(u64),
+    /// The schedule's next firing: its timer of this number.
+    Schedule(u64),
 }
 
-impl TimerKind {
-    /// The command that says it is due.
+impl TimerKey {
+    /// The run that it belongs to, and the command that says it is due; none if it is no run's.
     #[must_use]
-    pub fn command(self) -> Command {
-        match self {
-            Self::Ttl => Command::Expire,
-            Self::Due(timer) => Command::Fire { timer },
-        }
+    pub fn of_run(&self) -> Option<(RunId, Command)> {
+        let command = match self.kind {
+            TimerKind::Ttl => Command::Expire,
+            TimerKind::Due(timer) => Command::Fire { timer },
+            TimerKind::FollowUp(_) | TimerKind::Schedule(_) => return None,
+        };
+        Some((RunId::from_uuid(self.owner), command))
     }
 }

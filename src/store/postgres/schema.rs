@@ -14,7 +14,15 @@ use super::options::PostgresOptions;
 use crate::store::StoreError;
 
 /// The steps from each version to the next. The version of a database is how many it has taken.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    concat!(
+        include_str!("schema_2_threads.sql"),
+        include_str!("schema_2_schedules.sql"),
+        include_str!("schema_2_webhooks.sql"),
+        include_str!("schema_2_shares.sql"),
+    ),
+];
 
 /// The version that databases are brought to.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;

@@ -36,7 +36,7 @@ impl Timers {
     fn push(&mut self, timer: TimerKey) {
         let (kind, number) = columns(timer.kind);
         self.due_at.push(timer.due.as_millis());
-        self.run_id.push(*timer.run.as_uuid());
+        self.run_id.push(timer.owner);
         self.kind.push(kind);
         self.number.push(number);
     }
@@ -44,9 +44,9 @@ impl Timers {
 
 /// What brings the timers of `run`, which were `before`, in line with its state.
 pub(super) fn follow(before: Armed, run: &Run, disarmed: &mut Timers, armed: &mut Timers) {
-    let (after, id) = (Armed::of(run), run.spec.id);
-    let due = |timer: Timer| TimerKey { due: timer.due, run: id, kind: TimerKind::Due(timer.id) };
-    let ttl = |at| TimerKey { due: at, run: id, kind: TimerKind::Ttl };
+    let (after, id) = (Armed::of(run), *run.spec.id.as_uuid());
+    let due = |timer: Timer| TimerKey { due: timer.due, owner: id, kind: TimerKind::Due(timer.id) };
+    let ttl = |at| TimerKey { due: at, owner: id, kind: TimerKind::Ttl };
     for (before, after) in [(before.due.map(due), after.due.map(due)), (before.ttl.map(ttl), after.ttl.map(ttl))] {
         if before != after {
             before.into_iter().for_each(|timer| disarmed.push(timer));
@@ -59,7 +59,7 @@ pub(super) fn follow(before: Armed, run: &Run, disarmed: &mut Timers, armed: &mu
 pub(super) async fn remove(conn: &Conn, timer: TimerKey) -> Result<(), Failure> {
     let (kind, number) = columns(timer.kind);
     let sql = "DELETE FROM runcast_timers WHERE due_at = $1 AND run_id = $2 AND kind = $3 AND number = $4";
-    conn.execute(sql, &[&timer.due.as_millis(), timer.run.as_uuid(), &kind, &number]).await.map(drop)
+    conn.execute(sql, &[&timer.due.as_millis(), &timer.owner, &kind, &number]).await.map(drop)
 }
 
 /// Timers due until `until`, after `after` in their order.
@@ -70,8 +70,8 @@ pub(super) async fn read(
     most: usize,
 ) -> Result<Vec<TimerKey>, Failure> {
     // No timer is due before the epoch.
-    let (due, run, (kind, number)) = after
-        .map_or((-1, Uuid::nil(), (0, 0)), |after| (after.due.as_millis(), *after.run.as_uuid(), columns(after.kind)));
+    let (due, run, (kind, number)) =
+        after.map_or((-1, Uuid::nil(), (0, 0)), |after| (after.due.as_millis(), after.owner, columns(after.kind)));
     let sql = "SELECT due_at, run_id, kind, number FROM runcast_timers \
          WHERE (due_at, run_id, kind, number) > ($1, $2, $3, $4) AND due_at <= $5 \
          ORDER BY due_at, run_id, kind, number LIMIT $6";
@@ -79,12 +79,14 @@ pub(super) async fn read(
     let mut timers = Vec::with_capacity(rows.len());
     for row in &rows {
         let mut columns = Columns::of(row);
-        let (due, run) = (columns.time()?, columns.id()?);
+        let (due, owner) = (columns.time()?, columns.take()?);
         let kind = match (columns.take::<i64>()?, columns.number()?) {
             (0, _) => TimerKind::Ttl,
-            (_, number) => TimerKind::Due(number),
+            (1, number) => TimerKind::Due(number),
+            (2, number) => TimerKind::FollowUp(number),
+            (_, number) => TimerKind::Schedule(number),
         };
-        timers.push(TimerKey { due, run, kind });
+        timers.push(TimerKey { due, owner, kind });
     }
     Ok(timers)
 }
@@ -94,5 +96,7 @@ fn columns(kind: TimerKind) -> (i64, i64) {
     match kind {
         TimerKind::Ttl => (0, 0),
         TimerKind::Due(number) => (1, integer(number)),
+        TimerKind::FollowUp(number) => (2, integer(number)),
+        TimerKind::Schedule(number) => (3, integer(number)),
     }
 }

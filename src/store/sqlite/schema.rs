@@ -19,7 +19,16 @@ const BUSY: Duration = Duration::from_secs(2);
 const STATEMENTS: usize = 128;
 
 /// The steps from each schema version to the next. The version of a file is how many it has taken.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_2.sql"),
+    concat!(
+        include_str!("schema_3_threads.sql"),
+        include_str!("schema_3_schedules.sql"),
+        include_str!("schema_3_webhooks.sql"),
+        include_str!("schema_3_shares.sql"),
+    ),
+];
 
 /// The version that files are brought to.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;

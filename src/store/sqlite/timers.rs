@@ -1,8 +1,8 @@
 //! Timers of the store: rows, so that those of a process that is gone fire all the same.
 
 use rusqlite::{Connection, params};
+use uuid::Uuid;
 
-use super::rows::run_id;
 use crate::run::{Run, Timer, Timestamp};
 use crate::store::spelling::{integer, unsigned};
 use crate::store::{StoreError, TimerKey, TimerKind};
@@ -24,9 +24,9 @@ impl Armed {
 /// Brings the timers of `run`, which were `before`, in line with its state.
 pub(super) fn follow(conn: &Connection, before: Armed, run: &Run) -> Result<(), StoreError> {
     let after = Armed::of(run);
-    let id = run.spec.id;
-    let due = |timer: Timer| TimerKey { due: timer.due, run: id, kind: TimerKind::Due(timer.id) };
-    let ttl = |at| TimerKey { due: at, run: id, kind: TimerKind::Ttl };
+    let id = *run.spec.id.as_uuid();
+    let due = |timer: Timer| TimerKey { due: timer.due, owner: id, kind: TimerKind::Due(timer.id) };
+    let ttl = |at| TimerKey { due: at, owner: id, kind: TimerKind::Ttl };
     for (before, after) in [(before.due.map(due), after.due.map(due)), (before.ttl.map(ttl), after.ttl.map(ttl))] {
         if before == after {
             continue;
@@ -47,7 +47,7 @@ pub(super) fn follow(conn: &Connection, before: Armed, run: &Run) -> Result<(), 
 pub(super) fn remove(conn: &Connection, timer: TimerKey) -> Result<(), StoreError> {
     let (kind, number) = columns(timer.kind);
     conn.prepare_cached("DELETE FROM timers WHERE due_at = ? AND run_id = ? AND kind = ? AND number = ?")?
-        .execute(params![timer.due.as_millis(), timer.run.as_bytes(), kind, number])?;
+        .execute(params![timer.due.as_millis(), timer.owner.as_bytes(), kind, number])?;
     Ok(())
 }
 
@@ -61,7 +61,7 @@ pub(super) fn read(
     // No timer is due before the epoch.
     let from = after.map_or((-1, [0; 16], 0, 0), |after| {
         let (kind, number) = columns(after.kind);
-        (after.due.as_millis(), *after.run.as_bytes(), kind, number)
+        (after.due.as_millis(), *after.owner.as_bytes(), kind, number)
     });
     let mut statement = conn.prepare_cached(
         "SELECT due_at, run_id, kind, number FROM timers \
@@ -74,9 +74,11 @@ pub(super) fn read(
     while let Some(row) = rows.next()? {
         let kind = match row.get(2)? {
             0_i64 => TimerKind::Ttl,
-            _ => TimerKind::Due(unsigned(row.get(3)?)),
+            1 => TimerKind::Due(unsigned(row.get(3)?)),
+            2 => TimerKind::FollowUp(unsigned(row.get(3)?)),
+            _ => TimerKind::Schedule(unsigned(row.get(3)?)),
         };
-        timers.push(TimerKey { due: Timestamp::from_millis(row.get(0)?), run: run_id(row.get(1)?), kind });
+        timers.push(TimerKey { due: Timestamp::from_millis(row.get(0)?), owner: Uuid::from_bytes(row.get(1)?), kind });
     }
     Ok(timers)
 }
@@ -86,5 +88,7 @@ fn columns(kind: TimerKind) -> (i64, i64) {
     match kind {
         TimerKind::Ttl => (0, 0),
         TimerKind::Due(number) => (1, integer(number)),
+        TimerKind::FollowUp(number) => (2, integer(number)),
+        TimerKind::Schedule(number) => (3, integer(number)),
     }
 }

@@ -166,7 +166,7 @@ pub(crate) async fn a_failed_attempt_waits_for_its_timer(harness: &mut dyn Harne
     assert_eq!((stored.run.status, &stored.run), (Status::Scheduled, &owner.run));
     assert_eq!(stored.reserved_seq, stored.run.last_seq);
     let due = seconds(1_005);
-    assert_eq!(timers(&*store).await, [TimerKey { due, run: id(1), kind: TimerKind::Due(1) }]);
+    assert_eq!(timers(&*store).await, [TimerKey { due, owner: *id(1).as_uuid(), kind: TimerKind::Due(1) }]);
 
     let fired = done(transition(&*store, id(1), Command::Fire { timer: 1 }, due).await);
     assert_eq!(fired.run.status, Status::Queued);

@@ -48,8 +48,8 @@ pub(crate) async fn a_scheduled_run_is_found_as_it_was_created(harness: &mut dyn
     let stored = store.get(&Tenant::new("acme"), id(1)).await.unwrap().unwrap();
     assert_eq!((stored.run.status, &stored.run), (Status::Scheduled, &new.run));
     let expected = [
-        TimerKey { due: seconds(3_000), run: id(1), kind: TimerKind::Due(1) },
-        TimerKey { due: seconds(5_000), run: id(1), kind: TimerKind::Ttl },
+        TimerKey { due: seconds(3_000), owner: *id(1).as_uuid(), kind: TimerKind::Due(1) },
+        TimerKey { due: seconds(5_000), owner: *id(1).as_uuid(), kind: TimerKind::Ttl },
     ];
     assert_eq!(timers(&*store).await, expected);
 }

@@ -46,7 +46,8 @@ pub(crate) async fn counts_match_a_scan_after_any_history(harness: &mut dyn Harn
             80..85 => drop(store.delete(&tenant(), any).await.unwrap()),
             85..98 => {
                 for timer in store.timers(time, None, 3).await.unwrap() {
-                    transition(&*store, timer.run, timer.kind.command(), time).await;
+                    let (run, command) = timer.of_run().unwrap();
+                    transition(&*store, run, command, time).await;
                 }
             }
             98 => {
@@ -95,7 +96,7 @@ async fn check(store: &dyn RunStore) {
         if let Some(count) = scanned.get_mut(&run.status) {
             *count += 1;
         }
-        let timer = |due, kind| crate::store::TimerKey { due, run: run.spec.id, kind };
+        let timer = |due, kind| crate::store::TimerKey { due, owner: *run.spec.id.as_uuid(), kind };
         expected.extend(run.timer.map(|armed| timer(armed.due, TimerKind::Due(armed.id))));
         expected.extend(run.expires_at().map(|due| timer(due, TimerKind::Ttl)));
         assert!(run.last_seq <= stored.reserved_seq);

@@ -101,7 +101,7 @@ pub(crate) async fn a_stale_timer_changes_nothing_and_can_be_dropped(harness: &m
     let due = seconds(2_000);
     let run = create_due(&*store, spec(1), Some(due)).await;
     assert_eq!(run.timer, Some(Timer { due, id: 1 }));
-    let timer = TimerKey { due, run: id(1), kind: TimerKind::Due(1) };
+    let timer = TimerKey { due, owner: *id(1).as_uuid(), kind: TimerKind::Due(1) };
     for (number, time) in [(1, seconds(1_999)), (2, due), (0, due)] {
         let stale = transition(&*store, id(1), Command::Fire { timer: number }, time).await;
         let Transition::Rejected(stored, Rejection::StaleTimer) = stale else { panic!("{number}: {stale:?}") };
@@ -111,7 +111,7 @@ pub(crate) async fn a_stale_timer_changes_nothing_and_can_be_dropped(harness: &m
     for other in [
         TimerKey { kind: TimerKind::Due(2), ..timer },
         TimerKey { kind: TimerKind::Ttl, ..timer },
-        TimerKey { run: id(2), ..timer },
+        TimerKey { owner: *id(2).as_uuid(), ..timer },
         TimerKey { due: seconds(2_001), ..timer },
     ] {
         store.drop_timer(other).await.unwrap();
@@ -121,7 +121,7 @@ pub(crate) async fn a_stale_timer_changes_nothing_and_can_be_dropped(harness: &m
     store.drop_timer(timer).await.unwrap();
     assert_eq!(timers(&*store).await, []);
     // The run itself is as it was: it can still be fired.
-    let fired = done(transition(&*store, id(1), timer.kind.command(), due).await);
+    let fired = done(transition(&*store, id(1), Command::Fire { timer: 1 }, due).await);
     assert_eq!(fired.run.status, Status::Queued);
 }
 

@@ -15,7 +15,7 @@ async fn nodes_that_start_together_make_the_tables_once() {
     let Some(place) = Place::fresh().await else { return };
     let nodes: Vec<_> = (0..6).map(|_| place.store()).collect();
     soon("all are up", join_all(nodes.iter().map(|node| up(node)))).await;
-    assert_eq!(place.number("SELECT count(*) FROM runcast_schema WHERE version = 1 AND oldest = 1").await, 1);
+    assert_eq!(place.number("SELECT count(*) FROM runcast_schema WHERE version = 2 AND oldest = 1").await, 1);
     kit::create(&*nodes[0], kit::spec(1)).await;
     assert_eq!(kit::claim(&*nodes[5], 9).await.len(), 1);
 }
@@ -35,12 +35,12 @@ async fn tables_of_a_newer_version_are_refused_unless_they_serve_this_one_too() 
     place.sql("UPDATE runcast_schema SET version = 9, oldest = 8").await;
     let store = place.store();
     let text = refusal(&store).await;
-    assert!(text.contains("schema version is 9") && text.contains("this one knows 1"), "{text}");
-    place.sql("UPDATE runcast_schema SET version = 2, oldest = 1").await;
+    assert!(text.contains("schema version is 9") && text.contains("this one knows 2"), "{text}");
+    place.sql("UPDATE runcast_schema SET version = 3, oldest = 2").await;
     up(&store).await;
     let proposal = Proposal { mode: "production".into(), namespace: "n".into() };
     let agreement = store.agree(&proposal, false).await.unwrap();
-    assert_eq!((agreement.schema, agreement.known_schema), (2, 1));
+    assert_eq!((agreement.schema, agreement.known_schema), (3, 2));
 }
 
 #[tokio::test]

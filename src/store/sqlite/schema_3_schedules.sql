@@ -1,0 +1,1 @@
+-- Schedules, and what the removal of old runs needs.
