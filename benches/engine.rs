@@ -24,6 +24,8 @@ fn spec() -> Spec {
         max_attempts: 3,
         on_disconnect: OnDisconnect::Continue,
         metadata: Default::default(),
+        thread: None,
+        latest_due: None,
         retry_of: None,
         correlation_id: None,
         created_at: SystemClock.now(),
@@ -41,7 +43,7 @@ fn complete() -> Command {
 fn decided(run: &mut Run, command: &Command) -> Segment {
     let now = SystemClock.now();
     let first = run.last_seq + 1;
-    let decision = run.decide(command, &Context { now, next_seq: first }).expect("the command applies");
+    let decision = run.decide(command, &Context { now, next_seq: first, busy: false }).expect("the command applies");
     for (event, seq) in decision.events.iter().zip(first..) {
         run.apply(event, seq, now);
     }
@@ -106,11 +108,11 @@ async fn whole_run(store: Arc<dyn RunStore>) {
     let said = Segment::encode(run.last_seq + 1, &tokens(), SystemClock.now());
     run.last_seq = said.last_seq();
     let reserved_seq = run.last_seq + 1024;
-    let commit = Commit { run: run.clone(), number: 1, segment: Some(said), reserved_seq, step: None };
+    let commit = Commit { run: run.clone(), number: 1, segment: Some(said), reserved_seq, step: None, farewell: None };
     store.commit(commit).await.expect("committed");
     let segment = decided(&mut run, &complete());
     let reserved_seq = run.last_seq;
-    let commit = Commit { run, number: 2, segment: Some(segment), reserved_seq, step: None };
+    let commit = Commit { run, number: 2, segment: Some(segment), reserved_seq, step: None, farewell: None };
     store.commit(commit).await.expect("committed");
 }
 

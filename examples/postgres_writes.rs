@@ -40,6 +40,8 @@ impl Bench {
             max_attempts: 3,
             on_disconnect: OnDisconnect::Continue,
             metadata: Default::default(),
+            thread: None,
+            latest_due: None,
             retry_of: None,
             correlation_id: None,
             created_at: SystemClock.now(),
@@ -70,7 +72,7 @@ impl Bench {
         self.commit(&mut run, &tokens, reserved_seq, 1).await?;
         let usage = Usage::default();
         let complete = Command::Complete { attempt: 1, output: "done".into(), outcome: "finished".to_owned(), usage };
-        let context = Context { now: SystemClock.now(), next_seq: run.last_seq + 1 };
+        let context = Context { now: SystemClock.now(), next_seq: run.last_seq + 1, busy: false };
         let events = run.decide(&complete, &context).map(|decision| decision.events).unwrap_or_default();
         self.commit(&mut run, &events, reserved_seq, 2).await
     }
@@ -81,8 +83,10 @@ impl Bench {
             run.apply(event, seq, now);
         }
         let segment = Some(Segment::encode(first, events, now));
-        let committed =
-            self.store.commit(Commit { run: run.clone(), number, segment, reserved_seq, step: None }).await?;
+        let committed = self
+            .store
+            .commit(Commit { run: run.clone(), number, segment, reserved_seq, step: None, farewell: None })
+            .await?;
         assert_eq!(committed, Committed::Done);
         Ok(())
     }

@@ -528,6 +528,7 @@ fn engine_settings(config: &Config, node: String) -> Settings {
         sweep_interval: config.recovery.sweep_interval,
         max_input: config.limits.max_input,
         max_waiting: config.limits.max_waiting as u64,
+        max_pending: config.limits.max_pending,
         max_metadata_entries: config.limits.max_metadata_entries,
     }
 }

@@ -14,9 +14,14 @@ pub trait Clock: Send + Sync + 'static {
     /// Now.
     fn now(&self) -> Timestamp;
 
+    /// A new id of version 7. Ids made by one process rise.
+    fn id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
     /// A new run id. Ids made by one process rise.
     fn run_id(&self) -> RunId {
-        RunId::from_uuid(Uuid::now_v7())
+        RunId::from_uuid(self.id())
     }
 }
 

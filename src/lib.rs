@@ -31,5 +31,6 @@ pub mod ingest;
 pub mod run;
 pub mod store;
 pub mod telemetry;
+pub mod thread;
 
 pub use app::{Builder, Runcast, StartError};

@@ -1,11 +1,13 @@
 //! What an agent is given, and how it shows what it does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::run::{Event, Input, Message, Role, Spec, StepKind, StepRecord, Usage};
+use super::{AgentError, Asked};
+use crate::run::{Event, Input, Message, Reason, Role, Spec, StepKind, StepRecord, Usage};
 
 /// One attempt, as its agent sees it. Cheap to clone.
 #[derive(Clone)]
@@ -13,7 +15,18 @@ pub struct RunContext {
     spec: Arc<Spec>,
     attempt: u32,
     steps: Arc<[StepRecord]>,
+    conversation: Arc<Conversation>,
     sink: Arc<dyn Sink>,
+}
+
+/// What an agent is shown of the thread that its run belongs to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// What was said before the run's input, oldest first, within the agent's bounds.
+    pub history: Vec<Message>,
+    /// What was handed to the run while it was going on, in order, each with the number of the last step that was
+    /// finished when the agent took it.
+    pub steers: Vec<(u32, Message)>,
 }
 
 /// Where an agent's events go; the engine's side of a [`RunContext`].
@@ -25,6 +38,16 @@ pub trait Sink: Send + Sync {
     /// Journals a finished step, then shows it. When it returns `Ok` no later attempt makes the step
     /// again. Not cancellation safe: a dropped call may or may not have kept the step.
     fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>>;
+    /// Takes the messages that were handed to the run since it looked last; see [`RunContext::take_steers`].
+    fn take_steers(&self, after_step: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
+        let _ = after_step;
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+    /// Hands the run's thread to people.
+    fn hand_off(&self, reason: String) -> BoxFuture<'_, Result<(), Stopped>> {
+        let _ = reason;
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// What became of a pushed event.
@@ -46,7 +69,47 @@ pub struct Stopped;
 impl RunContext {
     /// Makes a context; for the engine and for tests of agents.
     pub fn new(spec: Arc<Spec>, attempt: u32, steps: Vec<StepRecord>, sink: Arc<dyn Sink>) -> Self {
-        Self { spec, attempt, steps: steps.into(), sink }
+        Self { spec, attempt, steps: steps.into(), conversation: Arc::default(), sink }
+    }
+
+    /// The same attempt within a conversation.
+    #[must_use]
+    pub fn in_conversation(self, conversation: Conversation) -> Self {
+        Self { conversation: Arc::new(conversation), ..self }
+    }
+
+    /// What was said in the run's thread before its input, oldest first. Empty for a run without a thread.
+    #[must_use]
+    pub fn history(&self) -> &[Message] {
+        &self.conversation.history
+    }
+
+    /// What was handed to the run and taken by earlier attempts, with the last step that was finished then: an
+    /// agent that goes on from its finished steps puts each in its place.
+    #[must_use]
+    pub fn taken_steers(&self) -> &[(u32, Message)] {
+        &self.conversation.steers
+    }
+
+    /// Takes the messages that were handed to the run since the agent looked last, to be taken into account after
+    /// step `after_step`, which is finished. An agent that never looks is executed again from its last finished
+    /// step, when there are any. Not cancellation safe.
+    pub async fn take_steers(&self, after_step: u32) -> Result<Vec<Message>, Stopped> {
+        self.sink.take_steers(after_step).await
+    }
+
+    /// Asks a person: the agent returns this error, its attempt ends, and the run waits, however long. Another
+    /// attempt goes on when there is an answer, which is a finished step of kind [`StepKind::Ask`]. What is to be
+    /// kept of this attempt must be a finished step before.
+    #[must_use]
+    pub fn ask(&self, prompt: impl Into<Value>, deadline: Option<Duration>) -> AgentError {
+        AgentError::Ask(Asked { reason: Reason::Input, prompt: prompt.into(), deadline })
+    }
+
+    /// Hands the run's thread to people: nobody is answered any more until they give it back. The run itself goes
+    /// on. Does nothing for a run without a thread, or when people have it already. Not cancellation safe.
+    pub async fn hand_off(&self, reason: impl Into<String>) -> Result<(), Stopped> {
+        self.sink.hand_off(reason.into()).await
     }
 
     /// What the run was asked to do.

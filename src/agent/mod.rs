@@ -11,14 +11,16 @@ pub mod providers;
 mod registry;
 pub mod scripted;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::run::Usage;
+use crate::run::{Reason, Usage};
+use crate::thread::{FollowUpRule, OnBusy, Quiet};
 
-pub use context::{Push, RunContext, Sink, Stopped};
+pub use context::{Conversation, Push, RunContext, Sink, Stopped};
 pub use registry::{Agents, InvalidParams};
 
 /// What executes a run.
@@ -56,6 +58,36 @@ pub struct AgentCard {
     /// How many attempts its runs have, unless they say otherwise.
     #[serde(skip)]
     pub max_attempts: Option<u32>,
+    /// How it converses.
+    #[serde(skip)]
+    pub manners: Manners,
+}
+
+/// How an agent converses in threads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manners {
+    /// Messages wait for others that follow soon, unless they say otherwise.
+    pub debounce: Option<Quiet>,
+    /// What becomes of a message while a run is going on, unless it says otherwise.
+    pub on_busy: OnBusy,
+    /// What it says when the person has gone quiet.
+    pub follow_ups: Arc<[FollowUpRule]>,
+    /// The most messages of its thread that a run is shown.
+    pub history_messages: usize,
+    /// The most text of its thread that a run is shown, in tokens of some four bytes.
+    pub history_tokens: usize,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            debounce: None,
+            on_busy: OnBusy::default(),
+            follow_ups: Arc::from([]),
+            history_messages: 100,
+            history_tokens: 32_000,
+        }
+    }
 }
 
 impl AgentCard {
@@ -71,6 +103,7 @@ impl AgentCard {
             params_schema: serde_json::json!({"type": "object", "additionalProperties": false}),
             timeout: None,
             max_attempts: None,
+            manners: Manners::default(),
         }
     }
 }
@@ -114,9 +147,23 @@ pub enum AgentError {
         /// For people, without secrets; says what would help.
         message: String,
     },
+    /// No error: a person is asked, see [`RunContext::ask`].
+    #[error("a person is asked")]
+    Ask(Asked),
     /// The attempt is over for another reason; whatever the agent says now is not heard.
     #[error("the attempt was stopped")]
     Stopped,
+}
+
+/// What an agent asks a person.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// [`Reason::Input`] or [`Reason::Approval`].
+    pub reason: Reason,
+    /// What to show to the person; often a text.
+    pub prompt: Value,
+    /// The run fails unless there is an answer within this time.
+    pub deadline: Option<Duration>,
 }
 
 impl AgentError {

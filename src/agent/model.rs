@@ -252,6 +252,8 @@ mod tests {
             max_attempts: 1,
             on_disconnect: OnDisconnect::Continue,
             metadata: BTreeMap::new(),
+            thread: None,
+            latest_due: None,
             retry_of: None,
             correlation_id: None,
             created_at: Timestamp::from_millis(0),

@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::engine::{CreateRun, Key, Start};
-use crate::run::{Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, Timestamp, Usage};
+use crate::run::{Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, ThreadId, Timestamp, Usage};
 use crate::store::Stored;
+use crate::thread::OnBusy;
 
 /// The body of `POST /v1/runs`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,6 +46,13 @@ pub(super) struct CreateRunBody {
     /// What happens when the last viewer hangs up.
     #[serde(default)]
     on_disconnect: OnDisconnect,
+    /// The conversation that the run belongs to.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    thread_id: Option<ThreadId>,
+    /// What happens when another run holds the thread; as the agent says unless given.
+    #[serde(default)]
+    on_busy: Option<OnBusy>,
     /// The caller's own labels.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
@@ -78,6 +86,8 @@ impl CreateRunBody {
             timeout: self.timeout_ms.map(Duration::from_millis),
             max_attempts: self.max_attempts,
             on_disconnect: self.on_disconnect,
+            thread: self.thread_id,
+            on_busy: self.on_busy,
             metadata: self.metadata,
             key,
             correlation_id,

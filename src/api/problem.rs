@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::engine::{CreateError, RequeueError, RunRequestError};
 use crate::store::StoreError;
+use crate::thread::Refusal;
 
 /// A refusal. The text may change between versions, the code does not.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -74,6 +75,10 @@ codes! {
     RunNotFinal = "run_not_final", CONFLICT;
     /// Only a failed or cancelled run can be retried.
     RunNotRetryable = "run_not_retryable", CONFLICT;
+    /// A run is going on in the thread.
+    ThreadBusy = "thread_busy", CONFLICT;
+    /// People have taken the thread over.
+    ThreadHandedOff = "thread_handed_off", CONFLICT;
     /// The body is larger than `server.max_body`.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE;
     /// The input is larger than `limits.max_input`.
@@ -82,6 +87,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE;
     /// `limits.max_waiting` runs are scheduled or queued.
     TooManyWaiting = "too_many_waiting", TOO_MANY_REQUESTS;
+    /// `limits.max_pending` runs wait in the thread.
+    ThreadFull = "thread_full", TOO_MANY_REQUESTS;
     /// The node is starting.
     Starting = "starting", SERVICE_UNAVAILABLE;
     /// The node is shutting down.
@@ -212,6 +219,10 @@ impl From<CreateError> for Problem {
             }
             CreateError::NotRetryable(_) => Self::new(Code::RunNotRetryable, detail),
             CreateError::Missing => Self::no_run(),
+            CreateError::ThreadMissing => Self::new(Code::NotFound, detail),
+            CreateError::Refused(Refusal::Busy { .. }) => Self::new(Code::ThreadBusy, detail),
+            CreateError::Refused(Refusal::Full { .. }) => Self::new(Code::ThreadFull, detail).retry_after(1),
+            CreateError::Refused(Refusal::HandedOff | Refusal::StaleTimer) => Self::new(Code::ThreadHandedOff, detail),
             CreateError::AgentUnavailable { .. } => Self::new(Code::AgentUnavailable, detail).retry_after(10),
             CreateError::Draining => Self::new(Code::Draining, detail).retry_after(1),
             CreateError::Store(error) => error.into(),

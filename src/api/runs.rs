@@ -102,11 +102,12 @@ pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer 
         before,
         statuses,
         agent: query.text("agent"),
+        thread: query.parsed("thread_id", "the id of a thread")?,
         created_after: query.parsed("created_after", "an RFC 3339 time")?,
         created_before: query.parsed("created_before", "an RFC 3339 time")?,
         metadata: labels(&mut query)?,
     };
-    query.end("status, agent, metadata.KEY, created_after, created_before, limit, cursor")?;
+    query.end("status, agent, thread_id, metadata.KEY, created_after, created_before, limit, cursor")?;
     let mut runs = state.engine()?.list(&caller(&request), filter, limit + 1).await?;
     let more = runs.len() > limit;
     runs.truncate(limit);

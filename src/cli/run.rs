@@ -15,8 +15,8 @@ use super::follow::{EXIT_CODES, Form, Printer, Stop, exit_code, follow};
 use super::sse::Events;
 use crate::app::Runcast;
 use crate::config::{BrokerUrl, LogFormat, Origin, Role, StoreUrl};
-use crate::engine::{CreateRun, Start, Watched};
-use crate::run::{Input, OnDisconnect, RunId, Tenant};
+use crate::engine::{CreateRun, Watched};
+use crate::run::{Input, RunId, Tenant};
 use crate::telemetry;
 
 /// Gives a prompt to an agent and prints its answer as it comes.
@@ -193,21 +193,8 @@ impl Executor {
                 Ok(id.to_owned())
             }
             Self::Here(runcast) => {
-                let wish = CreateRun {
-                    tenant: Tenant::default(),
-                    agent,
-                    input: Input::Text(prompt),
-                    params,
-                    priority: 0,
-                    start: Start::Now,
-                    ttl: None,
-                    timeout: None,
-                    max_attempts: None,
-                    on_disconnect: OnDisconnect::default(),
-                    metadata: std::collections::BTreeMap::new(),
-                    key: None,
-                    correlation_id: None,
-                };
+                let wish = CreateRun::new(Tenant::default(), agent, Input::Text(prompt));
+                let wish = CreateRun { params, ..wish };
                 let created = runcast.engine().create(wish).await;
                 created.map(|(stored, _)| stored.run.spec.id.to_string()).map_err(call)
             }

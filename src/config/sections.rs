@@ -137,6 +137,8 @@ section! {
         /// Runs that may be scheduled or queued at once; a request for one more is answered with 429. Stops a client
         /// that runs wild before the disk is full, far above what a healthy node has waiting.
         pub max_waiting: usize = 100_000 => Int(1, 100_000_000);
+        /// Runs that may wait in one thread; a request for one more is answered with 429. Far above what people do.
+        pub max_pending: usize = 100 => Int(1, 10_000);
         /// Entries of the metadata of one run. Metadata is for looking runs up, the input for what they work on.
         pub max_metadata_entries: usize = 32 => Int(0, 1_024);
         /// Items of one page of a list. Larger pages hold a reader of the store for long.

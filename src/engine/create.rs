@@ -10,8 +10,9 @@ use super::mailbox::post;
 use super::recovery::KEY_KEPT;
 use super::timers::Arm;
 use super::{Engine, RunRequestError};
-use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, Timestamp};
+use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
+use crate::thread::{Occasion, OnBusy, Refusal};
 
 /// The longest delay, time-to-live and timeout.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -45,12 +46,40 @@ pub struct CreateRun {
     pub max_attempts: Option<u32>,
     /// What happens when its last viewer hangs up.
     pub on_disconnect: OnDisconnect,
+    /// The conversation that it belongs to; it has to be there.
+    pub thread: Option<ThreadId>,
+    /// What happens when another run holds the thread; as its agent says unless given.
+    pub on_busy: Option<OnBusy>,
     /// The caller's labels.
     pub metadata: BTreeMap<String, String>,
     /// Makes the wish safe to repeat.
     pub key: Option<Key>,
     /// Kept on the run.
     pub correlation_id: Option<String>,
+}
+
+impl CreateRun {
+    /// A plain wish: `agent` is to work on `input`, and everything else is as usual.
+    #[must_use]
+    pub fn new(tenant: Tenant, agent: String, input: Input) -> Self {
+        Self {
+            tenant,
+            agent,
+            input,
+            params: Map::new(),
+            priority: 0,
+            start: Start::Now,
+            ttl: None,
+            timeout: None,
+            max_attempts: None,
+            on_disconnect: OnDisconnect::Continue,
+            thread: None,
+            on_busy: None,
+            metadata: BTreeMap::new(),
+            key: None,
+            correlation_id: None,
+        }
+    }
 }
 
 /// When a run may start.
@@ -114,6 +143,12 @@ pub enum CreateError {
     /// The run to go on from has not failed or been cancelled.
     #[error("the run is {0}; only a failed or cancelled run can be retried")]
     NotRetryable(Status),
+    /// There is no such thread, or it is another tenant's.
+    #[error("there is no such thread")]
+    ThreadMissing,
+    /// Nothing may come into the thread as it stands.
+    #[error(transparent)]
+    Refused(Refusal),
     /// The run to go on from does not exist.
     #[error("there is no such run")]
     Missing,
@@ -133,7 +168,7 @@ pub enum CreateError {
     Store(#[from] StoreError),
 }
 
-fn invalid(field: &str, message: impl Into<String>) -> CreateError {
+pub(super) fn invalid(field: &str, message: impl Into<String>) -> CreateError {
     CreateError::Invalid { field: field.to_owned(), message: message.into() }
 }
 
@@ -142,7 +177,15 @@ impl Engine {
     /// it was there before, under the same key.
     pub async fn create(&self, wish: CreateRun) -> Result<(Stored, bool), CreateError> {
         let now = self.now();
+        let on_busy = wish.on_busy;
         let (spec, due, key) = self.check(wish, now)?;
+        if spec.thread.is_some() {
+            let on_busy = on_busy.unwrap_or(self.card(&spec.agent)?.manners.on_busy);
+            return self.create_in_thread(spec, Occasion::Run { due }, on_busy, key, now).await;
+        }
+        if on_busy.is_some() {
+            return Err(invalid("on_busy", "expected only together with thread_id"));
+        }
         self.accept(spec, due, 0, key, now).await
     }
 
@@ -163,10 +206,15 @@ impl Engine {
             id: self.node.clock.run_id(),
             agent_version,
             ttl_at: None,
+            latest_due: None,
             retry_of: Some(id),
             created_at: now,
             ..Spec::clone(&run.spec)
         };
+        if spec.thread.is_some() {
+            let occasion = Occasion::Retry { of: id, steps_kept: run.steps };
+            return self.create_in_thread(spec, occasion, OnBusy::Enqueue, key, now).await;
+        }
         self.accept(spec, None, run.steps, key, now).await
     }
 
@@ -181,16 +229,12 @@ impl Engine {
         if self.is_draining() {
             return Err(CreateError::Draining);
         }
+        self.check_available(&spec)?;
         let node = &self.node;
-        let executes_it = node.executed.iter().any(|(agent, _)| *agent == spec.agent);
-        if !executes_it && let Some(lacks) = node.peers.lacks(&spec.agent, &spec.agent_version) {
-            return Err(CreateError::AgentUnavailable { agent: spec.agent, lacks });
-        }
         let limit = node.settings.max_waiting;
         let (run, decision) = Run::create(spec, due, steps_kept);
         let segment = Segment::encode(1, &decision.events, now);
-        let valid_after = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
-        let key = key.map(|Key { route, key, fingerprint }| IdempotencyKey { route, key, fingerprint, valid_after });
+        let key = key.map(|key| stored_key(key, now));
         let new = NewRun { run: run.clone(), segment: segment.clone(), key, max_waiting: limit };
         match node.store.create(new).await? {
             Created::Existing(stored) => return Ok((*stored, true)),
@@ -210,14 +254,32 @@ impl Engine {
         Ok((Stored { run, reserved_seq, cancel_requested: false }, false))
     }
 
-    fn card(&self, agent: &str) -> Result<&crate::agent::AgentCard, CreateError> {
-        self.node.agents.card(agent).ok_or_else(|| CreateError::UnknownAgent {
-            agent: agent.chars().take(64).collect(),
-            known: self.agents().map(|card| card.name.clone()).collect(),
-        })
+    /// Somebody can execute the run, as far as is known.
+    pub(super) fn check_available(&self, spec: &Spec) -> Result<(), CreateError> {
+        let node = &self.node;
+        let executes_it = node.executed.iter().any(|(agent, _)| *agent == spec.agent);
+        match node.peers.lacks(&spec.agent, &spec.agent_version).filter(|_| !executes_it) {
+            Some(lacks) => Err(CreateError::AgentUnavailable { agent: spec.agent.clone(), lacks }),
+            None => Ok(()),
+        }
     }
 
-    fn check(&self, wish: CreateRun, now: Timestamp) -> Result<(Spec, Option<Timestamp>, Option<Key>), CreateError> {
+    pub(super) fn unknown(&self, agent: &str) -> CreateError {
+        CreateError::UnknownAgent {
+            agent: agent.chars().take(64).collect(),
+            known: self.agents().map(|card| card.name.clone()).collect(),
+        }
+    }
+
+    fn card(&self, agent: &str) -> Result<&crate::agent::AgentCard, CreateError> {
+        self.node.agents.card(agent).ok_or_else(|| self.unknown(agent))
+    }
+
+    pub(super) fn check(
+        &self,
+        wish: CreateRun,
+        now: Timestamp,
+    ) -> Result<(Spec, Option<Timestamp>, Option<Key>), CreateError> {
         let settings = &self.node.settings;
         let card = self.card(&wish.agent)?;
         let bytes = wish.input.bytes();
@@ -270,6 +332,8 @@ impl Engine {
             max_attempts,
             on_disconnect: wish.on_disconnect,
             metadata: wish.metadata,
+            thread: wish.thread,
+            latest_due: None,
             retry_of: None,
             correlation_id: wish.correlation_id,
             created_at: now,
@@ -282,7 +346,13 @@ fn bounded(field: &str, duration: Duration) -> Result<Duration, CreateError> {
     if duration <= LONGEST { Ok(duration) } else { Err(invalid(field, "expected at most 366 days")) }
 }
 
-fn check_metadata(metadata: &BTreeMap<String, String>, entries: usize) -> Result<(), CreateError> {
+/// A key as the store keeps it.
+pub(super) fn stored_key(Key { route, key, fingerprint }: Key, now: Timestamp) -> IdempotencyKey {
+    let valid_after = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
+    IdempotencyKey { route, key, fingerprint, valid_after }
+}
+
+pub(super) fn check_metadata(metadata: &BTreeMap<String, String>, entries: usize) -> Result<(), CreateError> {
     if metadata.len() > entries {
         return Err(invalid("metadata", format!("expected at most {entries} entries")));
     }

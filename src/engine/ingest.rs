@@ -58,6 +58,8 @@ pub(super) fn create_run(name: &str, wish: Wish) -> CreateRun {
         timeout: None,
         max_attempts: None,
         on_disconnect: OnDisconnect::Continue,
+        thread: None,
+        on_busy: None,
         metadata,
         key: Some(Key { route: "ingest", key: format!("{name}:{key}"), fingerprint: [0; 32] }),
         correlation_id: None,
@@ -194,6 +196,8 @@ fn may_pass(error: &CreateError) -> bool {
         | CreateError::InputTooLarge { .. }
         | CreateError::KeyReused
         | CreateError::NotRetryable(_)
+        | CreateError::ThreadMissing
+        | CreateError::Refused(_)
         | CreateError::Missing => false,
     }
 }

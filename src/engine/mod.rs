@@ -10,6 +10,7 @@
 //! No caller sees an address or a channel. The engine never knows HTTP, and no adapter by name.
 
 mod control;
+mod conversation;
 mod create;
 mod dead_letters;
 mod dispatcher;
@@ -23,6 +24,7 @@ mod peers;
 mod recovery;
 mod run_actor;
 mod supervisor;
+mod threads;
 mod timers;
 
 #[cfg(test)]
@@ -46,13 +48,14 @@ use crate::agent::{AgentCard, Agents};
 use crate::clock::Clock;
 use crate::ingest::Mapping;
 use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
-use crate::store::{Deleted, Proposal, RunFilter, Store, StoreError, Stored, Transition};
+use crate::store::{Changed, Deleted, Followed, Proposal, RunFilter, Store, StoreError, Stored, Transition};
 use crate::telemetry::Metrics;
 
 pub use create::{CreateError, CreateRun, Key, Start};
 pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
+pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 
 pub use peers::{Fingerprint, NodeCard, Offer};
 
@@ -60,7 +63,7 @@ use feed::{Live, Opened};
 use leases::Leases;
 use mailbox::post;
 use peers::Peers;
-use recovery::settle;
+use recovery::{follow, settle, show};
 use supervisor::Supervisor;
 use timers::Timers;
 
@@ -155,6 +158,8 @@ pub struct Settings {
     pub max_input: usize,
     /// The most runs that may be scheduled or queued.
     pub max_waiting: u64,
+    /// The most runs that may wait in one thread.
+    pub max_pending: usize,
     /// The most metadata entries.
     pub max_metadata_entries: usize,
 }
@@ -345,7 +350,7 @@ impl Engine {
         let node = &self.node;
         let recovered = if node.shared { 0 } else { recovery::recover(node).await? };
         // One.
-        post(&node.timers, timers::Begin(Arc::clone(node)));
+        post(&node.timers, timers::Begin(self.clone()));
         let stop = &self.life.stop;
         if node.shared {
             actix::spawn(peers::keep(Arc::clone(node), stop.clone()));
@@ -429,13 +434,22 @@ impl Engine {
                 self.node.signal_cancel(id);
                 Ok(Cancelled::Requested(stored))
             }
-            Transition::Done(changed) => {
-                let run = changed.run.clone();
-                let reserved_seq = run.last_seq;
-                settle(&self.node, Transition::Done(changed));
-                Ok(Cancelled::Final(Box::new(Stored { run, reserved_seq, cancel_requested: false })))
+            Transition::Done(changed) => Ok(Cancelled::Final(Box::new(self.settled(*changed, None)))),
+            Transition::Followed(changed, followed) => {
+                Ok(Cancelled::Final(Box::new(self.settled(*changed, Some(followed)))))
             }
         }
+    }
+
+    /// Shows and performs what a transition has done; the answer is the run as it stands then.
+    fn settled(&self, changed: Changed, followed: Option<Followed>) -> Stored {
+        let run = changed.run.clone();
+        let reserved_seq = run.last_seq;
+        show(&self.node, changed);
+        if let Some(followed) = followed {
+            follow(&self.node, followed);
+        }
+        Stored { run, reserved_seq, cancel_requested: false }
     }
 
     async fn cancel_unwatched(&self, id: RunId) {

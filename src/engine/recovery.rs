@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::effects::{perform, queue};
+use super::mailbox::post;
+use super::timers::Arm;
 use crate::run::{Backoff, RunId, Timestamp};
-use crate::store::{Changed, Queued, StoreError, Transition};
+use crate::store::{Changed, Followed, Queued, StoreError, Transition};
 
 /// How many runs are recovered in one transaction.
 const BATCH: usize = 256;
@@ -26,13 +28,31 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(100), max: Duration
 
 /// Shows what a transition has done and performs what follows from it.
 pub(crate) fn settle(node: &Arc<Node>, transition: Transition) {
-    if let Transition::Done(changed) = transition {
-        let Changed { run, segment, effects } = *changed;
-        node.feed.changed(run.spec.id, &segment, run.status);
-        if run.status.is_final() {
-            node.metrics.run_left(&run);
+    match transition {
+        Transition::Done(changed) => show(node, *changed),
+        Transition::Followed(changed, followed) => {
+            show(node, *changed);
+            follow(node, followed);
         }
-        perform(node, &run, effects);
+        Transition::Handed(_) | Transition::Rejected(..) | Transition::Missing => {}
+    }
+}
+
+/// Shows what has become of a run that nobody executes, and performs what follows from it.
+pub(crate) fn show(node: &Arc<Node>, Changed { run, segment, effects }: Changed) {
+    node.feed.changed(run.spec.id, &segment, run.status);
+    if run.status.is_final() {
+        node.metrics.run_left(&run);
+    }
+    perform(node, &run, effects);
+}
+
+/// Shows and performs what has followed for a thread from the change of one of its runs.
+pub(crate) fn follow(node: &Arc<Node>, Followed { changed, armed }: Followed) {
+    changed.into_iter().for_each(|changed| show(node, changed));
+    if let Some(timer) = armed {
+        // Bounded by the timers that exist.
+        post(&node.timers, Arm(timer));
     }
 }
 

@@ -14,20 +14,24 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::{AbortHandle, JoinError};
 
 use super::Node;
+use super::conversation::{Said, conversation, hand_off_by_run, take_steers};
 use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
+use super::recovery::follow;
 use super::supervisor::{Gone, Start, Supervisor};
-use crate::agent::{Agent, AgentError, Answer, Push, RunContext, Sink, Stopped};
+use crate::agent::{Agent, AgentError, Answer, Asked, Conversation, Push, RunContext, Sink, Stopped};
 use crate::run::{
-    Command, Context as Moment, Decision, Event, Failure, Retry, Run, RunError, StepRecord, Timestamp, Usage,
+    Command, Context as Moment, Decision, Event, Failure, Message, Question, Retry, Run, RunError, Spec, StepRecord,
+    Timestamp, Usage,
 };
-use crate::store::{Claimed, Commit, Committed, StoreError};
+use crate::store::{Claimed, Commit, Committed, Farewell, StoreError};
 
 /// The waits between tries to reach a store that is away.
 const STORE_RETRY: crate::run::Backoff =
@@ -39,6 +43,8 @@ pub(crate) struct RunActor {
     supervisor: Addr<Supervisor>,
     run: Run,
     steps: Vec<StepRecord>,
+    conversation: Conversation,
+    said: Arc<Mutex<Said>>,
     log: Arc<RunLog>,
     reserved_seq: u64,
     commits: u64,
@@ -47,6 +53,8 @@ pub(crate) struct RunActor {
     committing: bool,
     flushing: Option<SpawnHandle>,
     agent: Option<AbortHandle>,
+    /// What would have ended the attempt while another end was on its way to the store.
+    late_end: Option<Command>,
     ending: Ending,
     /// The run belongs to somebody else; what is on its way to the store will be told so.
     lost: bool,
@@ -122,6 +130,8 @@ impl RunActor {
             supervisor,
             run,
             steps,
+            conversation: Conversation::default(),
+            said: Arc::default(),
             log,
             reserved_seq,
             commits: 0,
@@ -129,6 +139,7 @@ impl RunActor {
             committing: false,
             flushing: None,
             agent: None,
+            late_end: None,
             ending: Ending::Unforeseen,
             lost: false,
             _permit: permit,
@@ -141,8 +152,16 @@ impl RunActor {
             let error = AgentError::permanent("unknown_agent", "this node does not have the run's agent");
             return self.attempt_over(Ok(Err(error)), context);
         };
-        let sink = AttemptSink { actor: context.address(), log: Arc::clone(&self.log), node: Arc::clone(&self.node) };
-        let attempt = RunContext::new(spec, self.run.attempt, std::mem::take(&mut self.steps), Arc::new(sink));
+        let sink = AttemptSink {
+            actor: context.address(),
+            log: Arc::clone(&self.log),
+            node: Arc::clone(&self.node),
+            spec: Arc::clone(&spec),
+            attempt: self.run.attempt,
+            said: Arc::clone(&self.said),
+        };
+        let attempt = RunContext::new(spec, self.run.attempt, self.steps.clone(), Arc::new(sink))
+            .in_conversation(self.conversation.clone());
         // A task of its own: a panic stays in it, and dropping it is possible at any await.
         let task = tokio::spawn(async move { Agent::run(&*agent, attempt).await });
         self.agent = Some(task.abort_handle());
@@ -163,6 +182,10 @@ impl RunActor {
             Ok(Ok(Answer { output, outcome, usage })) => Command::Complete { attempt, output, outcome, usage },
             // Whatever stopped it has been told already.
             Ok(Err(AgentError::Stopped)) => return,
+            Ok(Err(AgentError::Ask(Asked { reason, prompt, deadline }))) => {
+                let deadline = deadline.map(|wait| self.node.clock.now().after(wait));
+                Command::Wait { attempt, question: Question { reason, prompt, deadline } }
+            }
             Ok(Err(AgentError::Permanent { code, message })) => self.failed(RunError { code, message }, None),
             Ok(Err(AgentError::Transient { code, message, retry_after })) => {
                 self.failed(RunError { code, message }, Some(retry_after))
@@ -195,7 +218,36 @@ impl RunActor {
     fn end(&mut self, command: Command, context: &mut Context<Self>) {
         if self.log.seal() {
             self.change(Change::End(command), context);
+        } else {
+            self.late_end.get_or_insert(command);
         }
+    }
+
+    /// Messages were handed to the run at the last moment: its agent goes on with them.
+    fn go_on(&mut self, context: &mut Context<Self>) {
+        let (node, run) = (Arc::clone(&self.node), self.run.clone());
+        let taken = async move { take_steers(&node, &run.spec, run.attempt, run.steps).await };
+        context.spawn(taken.into_actor(self).map(|steers, actor, context| {
+            let after = actor.run.steps;
+            actor.conversation.steers.extend(steers.into_iter().map(|steer| (after, steer)));
+            match actor.late_end.take() {
+                Some(command) => actor.change(Change::End(command), context),
+                None => {
+                    actor.log.unseal();
+                    actor.start_agent(context);
+                }
+            }
+        }));
+    }
+
+    /// What the run leaves to its thread if it ends as `run`.
+    fn farewell(&self, run: &Run, now: Timestamp) -> Option<Farewell> {
+        run.spec.thread.filter(|_| run.status.is_final())?;
+        let said = self.said.lock().all(run);
+        let said = said.into_iter().map(|said| (self.node.clock.id(), said)).collect();
+        let card = self.node.agents.card(&run.spec.agent);
+        let rules = card.map(|card| Arc::clone(&card.manners.follow_ups)).unwrap_or_default();
+        Some(Farewell { said, rules, now })
     }
 
     fn change(&mut self, change: Change, context: &mut Context<Self>) {
@@ -234,7 +286,7 @@ impl RunActor {
         let mut run = self.run.clone();
         let mut decision = None;
         if let Some(command) = &command {
-            let moment = Moment { now, next_seq: self.log.next_seq() };
+            let moment = Moment { now, next_seq: self.log.next_seq(), busy: false };
             let decided = match run.decide(command, &moment) {
                 Ok(decided) => decided,
                 Err(rejection) => {
@@ -259,7 +311,8 @@ impl RunActor {
         }
         let ends = run.status != crate::run::Status::Running;
         let reserved_seq = if ends { run.last_seq } else { run.last_seq + self.node.settings.reserve };
-        let commit = Commit { run, number: self.commits + 1, segment, reserved_seq, step };
+        let farewell = self.farewell(&run, now);
+        let commit = Commit { run, number: self.commits + 1, segment, reserved_seq, step, farewell };
         Some(Decided { commit, decision, step: waiting, ends })
     }
 
@@ -281,16 +334,20 @@ impl RunActor {
         context: &mut Context<Self>,
     ) {
         match result {
-            Ok(Committed::Done) => {
-                self.node.outage.is_over();
-                self.committing = false;
-                self.done(decided, context);
-                if self.lost && self.ending != Ending::Settled {
-                    return self.fenced(context);
-                }
-                self.journal_next(context);
+            Ok(Committed::Done) => self.written(decided, context),
+            Ok(Committed::Followed(followed)) => {
+                self.written(decided, context);
+                follow(&self.node, followed);
             }
-            Ok(Committed::CancelWaits) if self.lost => self.fenced(context),
+            Ok(Committed::CancelWaits | Committed::SteerWaits) if self.lost => self.fenced(context),
+            Ok(Committed::SteerWaits) => {
+                // What was decided has not happened, and nobody has seen it.
+                self.committing = false;
+                self.commits -= 1;
+                self.log.retract();
+                self.changes.clear();
+                self.go_on(context);
+            }
             Ok(Committed::CancelWaits) => {
                 // What was decided has not happened, and nobody has seen it. The cancel goes first.
                 self.committing = false;
@@ -313,6 +370,16 @@ impl RunActor {
         }
     }
 
+    fn written(&mut self, decided: Decided, context: &mut Context<Self>) {
+        self.node.outage.is_over();
+        self.committing = false;
+        self.done(decided, context);
+        if self.lost && self.ending != Ending::Settled {
+            return self.fenced(context);
+        }
+        self.journal_next(context);
+    }
+
     /// The decision is in the store: apply it, show it, perform what follows.
     fn done(&mut self, decided: Decided, context: &mut Context<Self>) {
         let Decided { commit, decision, step, ends } = decided;
@@ -320,6 +387,7 @@ impl RunActor {
         self.reserved_seq = commit.reserved_seq;
         let keep = self.node.feed.settings().log_memory;
         self.log.reveal(self.run.last_seq, self.reserved_seq, self.run.status.is_final(), keep);
+        self.steps.extend(commit.step);
         if let Some(step) = step {
             // An agent that has been dropped meanwhile does not want to know.
             step.send(Ok(())).unwrap_or_default();
@@ -378,7 +446,21 @@ impl Actor for RunActor {
             actor.stop_agent();
             actor.end(Command::Timeout { attempt }, context);
         });
-        self.start_agent(context);
+        if self.run.spec.thread.is_none() {
+            return self.start_agent(context);
+        }
+        let (node, spec) = (Arc::clone(&self.node), Arc::clone(&self.run.spec));
+        let load = async move { conversation(&node, &spec).await };
+        context.spawn(load.into_actor(self).map(|loaded, actor, context| match loaded {
+            Ok(conversation) => {
+                actor.conversation = conversation;
+                actor.start_agent(context);
+            }
+            Err(error) => {
+                let error = AgentError::transient("conversation_unreadable", error.to_string());
+                actor.attempt_over(Ok(Err(error)), context);
+            }
+        }));
     }
 }
 
@@ -448,6 +530,9 @@ struct AttemptSink {
     actor: Addr<RunActor>,
     log: Arc<RunLog>,
     node: Arc<Node>,
+    spec: Arc<Spec>,
+    attempt: u32,
+    said: Arc<Mutex<Said>>,
 }
 
 impl AttemptSink {
@@ -458,8 +543,10 @@ impl AttemptSink {
 
 impl Sink for AttemptSink {
     fn push(&self, event: Event) -> Push {
+        let heard = self.spec.thread.is_some().then(|| event.clone());
         match self.log.push(event, self.now(), self.node.settings.max_unflushed) {
             Pushed::Shown { first } => {
+                heard.inspect(|event| self.said.lock().hear(event));
                 if first {
                     // Bounded: one until the journal has looked.
                     post(&self.actor, Dirty);
@@ -482,6 +569,18 @@ impl Sink for AttemptSink {
             let (tell, told) = oneshot::channel();
             self.actor.send(FinishStep(record, tell)).await.map_err(|_| Stopped)?;
             told.await.unwrap_or(Err(Stopped))
+        }
+        .boxed()
+    }
+
+    fn take_steers(&self, after_step: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
+        async move { Ok(take_steers(&self.node, &self.spec, self.attempt, after_step).await) }.boxed()
+    }
+
+    fn hand_off(&self, reason: String) -> BoxFuture<'_, Result<(), Stopped>> {
+        async move {
+            hand_off_by_run(&self.node, &self.spec, reason).await;
+            Ok(())
         }
         .boxed()
     }

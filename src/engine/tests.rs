@@ -74,12 +74,15 @@ fn settings() -> Settings {
         sweep_interval: Duration::from_secs(3600),
         max_input: 1 << 20,
         max_waiting: 100,
+        max_pending: 100,
         max_metadata_entries: 1,
     }
 }
 
 fn wish(agent: &str) -> CreateRun {
     CreateRun {
+        thread: None,
+        on_busy: None,
         tenant: Tenant::default(),
         agent: agent.to_owned(),
         input: Input::Text("x".to_owned()),

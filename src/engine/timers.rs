@@ -13,10 +13,11 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::{StreamExt, stream};
 
-use super::Node;
 use super::recovery::settle;
+use super::threads::follow_up;
+use super::{Engine, Node};
 use crate::run::{Command, RunId, Timestamp};
-use crate::store::{TimerKey, Transition};
+use crate::store::{TimerKey, TimerKind, Transition};
 
 /// How far ahead timers are kept in memory.
 const HORIZON: Duration = Duration::from_secs(60);
@@ -43,7 +44,7 @@ const FIRING: usize = 256;
 /// Keeps the timers that are due soon and fires them.
 #[derive(Default)]
 pub(crate) struct Timers {
-    node: Option<Arc<Node>>,
+    engine: Option<Engine>,
     /// When they are to be fired here, and what.
     ordered: BTreeSet<(Timestamp, TimerKey)>,
     wake: Option<(Timestamp, SpawnHandle)>,
@@ -53,7 +54,7 @@ pub(crate) struct Timers {
 /// The node is complete, and its runs are recovered. Sent once.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Begin(pub(crate) Arc<Node>);
+pub(crate) struct Begin(pub(crate) Engine);
 
 /// A timer is in the store.
 #[derive(Message)]
@@ -71,9 +72,13 @@ pub(crate) struct Disarm(pub(crate) TimerKey);
 pub(crate) struct Halt;
 
 impl Timers {
+    fn node(&self) -> Option<Arc<Node>> {
+        Some(Arc::clone(&self.engine.as_ref()?.node))
+    }
+
     /// Reads what the horizon has come to hold.
     fn read_store(&mut self, context: &mut Context<Self>) {
-        let Some(node) = self.node.clone() else { return };
+        let Some(node) = self.node() else { return };
         let courtesy = if node.shared { COURTESY } else { Duration::ZERO };
         let read = async move {
             let until = node.clock.now().after(horizon(&node));
@@ -104,11 +109,11 @@ impl Timers {
 
     /// Fires what is due, or sleeps until something is.
     fn look(&mut self, context: &mut Context<Self>) {
-        let Some(node) = self.node.clone() else { return };
+        let Some(engine) = self.engine.clone() else { return };
         if self.firing {
             return;
         }
-        let now = node.clock.now();
+        let now = engine.now();
         let mut due = Vec::new();
         while let Some((at, timer)) = self.ordered.first().copied() {
             if at > now || due.len() == FIRING {
@@ -122,7 +127,7 @@ impl Timers {
         }
         self.firing = true;
         let fire = stream::iter(due)
-            .map(move |timer| fire(Arc::clone(&node), timer))
+            .map(move |timer| fire(engine.clone(), timer))
             .buffer_unordered(FIRING)
             .filter_map(std::future::ready)
             .collect::<Vec<_>>();
@@ -159,24 +164,26 @@ fn horizon(node: &Node) -> Duration {
 }
 
 /// Tells the machine that `timer` is due. Hands it back when the store could not be told.
-async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
-    match timer.of_run() {
-        Some((run, command)) => fire_run(&node, timer, run, command).await,
-        // Nothing arms others yet.
-        None => None,
+async fn fire(engine: Engine, timer: TimerKey) -> Option<TimerKey> {
+    match timer.kind {
+        TimerKind::Ttl => fire_run(&engine.node, timer, Command::Expire).await,
+        TimerKind::Due(number) => fire_run(&engine.node, timer, Command::Fire { timer: number }).await,
+        TimerKind::FollowUp(number) => follow_up(&engine, timer, number).await,
+        // Nothing arms these yet.
+        TimerKind::Schedule(_) => None,
     }
 }
 
-async fn fire_run(node: &Arc<Node>, timer: TimerKey, run: RunId, command: Command) -> Option<TimerKey> {
+async fn fire_run(node: &Arc<Node>, timer: TimerKey, command: Command) -> Option<TimerKey> {
     let now = node.clock.now();
-    match node.store.transition(None, run, command, now).await {
+    match node.store.transition(None, RunId::from_uuid(timer.owner), command, now).await {
         Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
             node.metrics.stale_timers.inc();
             if let Err(error) = node.store.drop_timer(timer).await {
                 node.outage.felt("cannot drop a stale timer", &error);
             }
         }
-        Ok(transition) => {
+        Ok(transition @ (Transition::Done(_) | Transition::Followed(..))) => {
             node.metrics.timer_lateness.observe(now.since(timer.due).as_secs_f64());
             settle(node, transition);
         }
@@ -195,9 +202,9 @@ impl Actor for Timers {
 impl Handler<Begin> for Timers {
     type Result = ();
 
-    fn handle(&mut self, Begin(node): Begin, context: &mut Self::Context) {
-        let every = horizon(&node) / 2;
-        self.node = Some(node);
+    fn handle(&mut self, Begin(engine): Begin, context: &mut Self::Context) {
+        let every = horizon(&engine.node) / 2;
+        self.engine = Some(engine);
         self.read_store(context);
         context.run_interval(every, |actor, context| actor.read_store(context));
     }
@@ -208,8 +215,8 @@ impl Handler<Arm> for Timers {
 
     fn handle(&mut self, Arm(timer): Arm, context: &mut Self::Context) {
         // What is armed before the actor begins is found in the store.
-        let Some(node) = &self.node else { return };
-        if timer.due <= node.clock.now().after(horizon(node)) {
+        let Some(engine) = &self.engine else { return };
+        if timer.due <= engine.now().after(horizon(&engine.node)) {
             self.ordered.remove(&(timer.due.after(COURTESY), timer));
             self.ordered.insert((timer.due, timer));
             if self.ordered.first() == Some(&(timer.due, timer)) {
@@ -232,7 +239,7 @@ impl Handler<Halt> for Timers {
     type Result = ();
 
     fn handle(&mut self, Halt: Halt, context: &mut Self::Context) {
-        self.node = None;
+        self.engine = None;
         context.stop();
     }
 }

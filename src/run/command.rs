@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{RunError, Status, Timer, Usage};
+use super::{Reason, RunError, Status, Timer, Timestamp, Usage};
 
 /// Something that wants to change a run. Whatever comes from outside carries the attempt or the timer
 /// it belongs to, so that a stale one is told apart.
@@ -19,6 +19,13 @@ pub enum Command {
     Fire {
         /// Which one.
         timer: u64,
+    },
+    /// The run before it in its thread has ended.
+    Promote,
+    /// Another message joins its input: it may wait until then for more.
+    Join {
+        /// When it is due now, unless its longest wait ends before; not after now: at once.
+        due: Timestamp,
     },
     /// The time-to-live has passed.
     Expire,
@@ -51,6 +58,20 @@ pub enum Command {
         /// Why, and whether another may follow.
         failure: Failure,
     },
+    /// The agent asks a person and ends its attempt; another goes on with the answer.
+    Wait {
+        /// The attempt that asks.
+        attempt: u32,
+        /// What it asks.
+        question: Question,
+    },
+    /// A person answers.
+    Resume {
+        /// The question that is answered.
+        wait_id: String,
+        /// The answer.
+        input: Value,
+    },
     /// The attempt's running time is used up.
     Timeout {
         /// The attempt that was stopped.
@@ -73,6 +94,17 @@ pub enum Command {
         /// A cancel waits for the run, so there will be no other.
         cancel: bool,
     },
+}
+
+/// What a person is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// [`Reason::Input`] or [`Reason::Approval`].
+    pub reason: Reason,
+    /// What to show to the person; often a text.
+    pub prompt: Value,
+    /// The run fails unless there is an answer by then.
+    pub deadline: Option<Timestamp>,
 }
 
 /// How an attempt failed.
@@ -111,7 +143,7 @@ pub enum Effect {
 }
 
 /// Why a command changed nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// The run has ended, and final is final.
     #[error("the run is {0}, which is final")]
@@ -124,6 +156,12 @@ pub enum Rejection {
     StaleAttempt {
         /// The current attempt.
         current: u32,
+    },
+    /// It answers another question than the one that is open.
+    #[error("the run waits for an answer to {current:?}, not to this question")]
+    StaleWait {
+        /// The `wait_id` of the open question.
+        current: String,
     },
     /// It comes from a timer that is no longer the run's, or before its time.
     #[error("the timer is no longer armed, or not due")]

@@ -20,10 +20,11 @@ pub enum Event {
         #[serde(skip_serializing_if = "is_zero")]
         steps_kept: u32,
     },
-    /// The run waits for a time.
+    /// The run waits for a time, or for its thread.
     Scheduled {
-        /// Until when.
-        due: Timestamp,
+        /// Until when; absent: until the run that holds its thread has ended.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
         /// Why.
         reason: Reason,
         /// The timer that will fire.
@@ -72,6 +73,22 @@ pub enum Event {
         /// What the run has used in all.
         #[serde(skip)]
         total: Usage,
+    },
+    /// The run waits for a person, and nobody executes it meanwhile.
+    Waiting {
+        /// Names this question: an answer has to say which question it answers.
+        wait_id: String,
+        /// For what.
+        #[serde(rename = "for")]
+        reason: Reason,
+        /// What the person is asked.
+        prompt: Value,
+        /// The run fails unless there is an answer by then.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
+        /// The timer that will fire then.
+        #[serde(skip)]
+        timer: u64,
     },
     /// An attempt ended without an ending. Another will follow, unless the next event says otherwise.
     Retrying {
@@ -165,6 +182,7 @@ impl Event {
             Self::ReasoningDelta { .. } => "reasoning.delta",
             Self::MessageCompleted { .. } => "message.completed",
             Self::StepCompleted { .. } => "step.completed",
+            Self::Waiting { .. } => "run.waiting",
             Self::Retrying { .. } => "run.retrying",
             Self::Log { .. } => "log",
             Self::Custom { .. } => "custom",

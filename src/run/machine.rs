@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Command, Effect, Event, Failure, Reason, Rejection, Retry, RetryReason, RunError, Spec, Status, Timestamp, Usage,
+    Command, Effect, Event, Failure, Question, Reason, Rejection, Retry, RetryReason, RunError, Segment, Spec, Status,
+    Timestamp, Usage,
 };
 
 /// A run as it stands: its specification and the fold of its events.
@@ -24,9 +25,9 @@ pub struct Run {
     pub crashes: u32,
     /// How many steps are finished.
     pub steps: u32,
-    /// The armed timer of a scheduled run.
+    /// The armed timer of a scheduled or waiting run.
     pub timer: Option<Timer>,
-    /// Why it is scheduled.
+    /// Why it is scheduled or waiting.
     pub reason: Option<Reason>,
     /// How many timers were ever armed: the number of the last.
     pub timers_armed: u64,
@@ -68,6 +69,26 @@ pub struct Context {
     pub now: Timestamp,
     /// The sequence number that the next event will get.
     pub next_seq: u64,
+    /// Another run holds its thread.
+    pub busy: bool,
+}
+
+/// How a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Queued at once.
+    Now,
+    /// Scheduled until then; for a time that has passed, queued.
+    At(Timestamp, Reason),
+    /// Scheduled until the run that holds its thread has ended.
+    Behind,
+}
+
+impl From<Option<Timestamp>> for Begin {
+    /// A run that its creator wants delayed.
+    fn from(due: Option<Timestamp>) -> Self {
+        due.map_or(Self::Now, |due| Self::At(due, Reason::Delay))
+    }
 }
 
 /// What follows from a command.
@@ -79,23 +100,37 @@ pub struct Decision {
     pub effects: Vec<Effect>,
 }
 
+/// A run after a decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Changed {
+    /// The run as it stands now.
+    pub run: Run,
+    /// The events that brought it there.
+    pub segment: Segment,
+    /// To be performed by whoever has asked for the decision.
+    pub effects: Vec<Effect>,
+}
+
 impl Run {
-    /// A new run, and the events that tell of it. It is due at `due`, or at once, and takes over
-    /// `steps_kept` finished steps from the run it goes on from.
+    /// A new run, and the events that tell of it. It takes over `steps_kept` finished steps from the run it
+    /// goes on from.
     #[must_use]
-    pub fn create(spec: Spec, due: Option<Timestamp>, steps_kept: u32) -> (Self, Decision) {
+    pub fn create(spec: Spec, begin: impl Into<Begin>, steps_kept: u32) -> (Self, Decision) {
         let now = spec.created_at;
         let created = Event::Created { agent: spec.agent.clone(), retry_of: spec.retry_of, steps_kept };
-        let (next, effect) = match due.filter(|due| *due > now) {
-            Some(due) => (Event::Scheduled { due, reason: Reason::Delay, timer: 1 }, Effect::Arm(Timer { due, id: 1 })),
-            None => (Event::Queued {}, Effect::Wake),
+        let (next, effect) = match begin.into() {
+            Begin::At(due, reason) if due > now => {
+                (Event::Scheduled { due: Some(due), reason, timer: 1 }, Some(Effect::Arm(Timer { due, id: 1 })))
+            }
+            Begin::Now | Begin::At(..) => (Event::Queued {}, Some(Effect::Wake)),
+            Begin::Behind => (BEHIND, None),
         };
         let mut run = Self::unborn(Arc::new(spec));
         let events = vec![created, next];
         for (event, seq) in events.iter().zip(1..) {
             run.apply(event, seq, now);
         }
-        (run, Decision { events, effects: vec![effect] })
+        (run, Decision { events, effects: Vec::from_iter(effect) })
     }
 
     /// The state before the first event.
@@ -130,7 +165,7 @@ impl Run {
             Status::Scheduled => self.decide_scheduled(command, context),
             Status::Queued => self.decide_queued(command, context),
             Status::Running => self.decide_running(command, context),
-            Status::Waiting => self.decide_waiting(command),
+            Status::Waiting => self.decide_waiting(command, context),
             Status::Completed | Status::Failed | Status::Cancelled | Status::Expired => {
                 Err(Rejection::Final(self.status))
             }
@@ -141,11 +176,12 @@ impl Run {
         let disarm = self.timer.map(Effect::Disarm);
         match command {
             Command::Fire { timer } => match self.timer {
-                Some(armed) if armed.id == *timer && armed.due <= context.now => {
-                    Ok(Decision { events: vec![Event::Queued {}], effects: vec![Effect::Wake] })
-                }
+                Some(armed) if armed.id == *timer && armed.due <= context.now => Ok(go(context)),
                 _ => Err(Rejection::StaleTimer),
             },
+            Command::Promote if self.reason == Some(Reason::ThreadBusy) && !context.busy => Ok(go(context)),
+            Command::Join { due } if self.reason == Some(Reason::Debounce) => Ok(self.join(*due, context)),
+            Command::Promote | Command::Join { .. } | Command::Resume { .. } => Err(Rejection::NotNow(self.status)),
             Command::Cancel => {
                 Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::from_iter(disarm) })
             }
@@ -154,6 +190,7 @@ impl Run {
             Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
+            | Command::Wait { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
             | Command::Suspend { attempt }
@@ -172,9 +209,11 @@ impl Run {
             }
             Command::Expire => self.expire(context, Vec::new()),
             Command::Fire { .. } => Err(Rejection::StaleTimer),
+            Command::Promote | Command::Join { .. } | Command::Resume { .. } => Err(Rejection::NotNow(self.status)),
             Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
+            | Command::Wait { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
             | Command::Suspend { attempt }
@@ -222,21 +261,48 @@ impl Run {
                 self.fence(*attempt)?;
                 Ok(self.crash(*cancel, context))
             }
-            Command::Claim { .. } | Command::Expire => Err(Rejection::NotNow(self.status)),
+            Command::Wait { attempt, question } => {
+                self.fence(*attempt)?;
+                Ok(self.ask(question, context))
+            }
+            Command::Claim { .. }
+            | Command::Promote
+            | Command::Join { .. }
+            | Command::Resume { .. }
+            | Command::Expire => Err(Rejection::NotNow(self.status)),
             Command::Fire { .. } => Err(Rejection::StaleTimer),
         }
     }
 
-    fn decide_waiting(&self, command: &Command) -> Result<Decision, Rejection> {
+    fn decide_waiting(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
+        let disarm = self.timer.map(Effect::Disarm);
         match command {
-            Command::Cancel => {
-                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::new() })
+            Command::Resume { wait_id, .. } => {
+                let current = self.wait_id().unwrap_or_default();
+                if *wait_id != current {
+                    return Err(Rejection::StaleWait { current });
+                }
+                let answered =
+                    Event::StepCompleted { step: self.steps + 1, usage: Usage::default(), total: self.usage };
+                let effects = disarm.into_iter().chain([Effect::Wake]).collect();
+                Ok(Decision { events: vec![answered, Event::Queued {}], effects })
             }
-            Command::Claim { .. } | Command::Expire => Err(Rejection::NotNow(self.status)),
-            Command::Fire { .. } => Err(Rejection::StaleTimer),
+            Command::Fire { timer } => match self.timer {
+                Some(armed) if armed.id == *timer && armed.due <= context.now => {
+                    Ok(Decision { events: vec![self.unanswered()], effects: Vec::new() })
+                }
+                _ => Err(Rejection::StaleTimer),
+            },
+            Command::Cancel => {
+                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: Vec::from_iter(disarm) })
+            }
+            Command::Claim { .. } | Command::Promote | Command::Join { .. } | Command::Expire => {
+                Err(Rejection::NotNow(self.status))
+            }
             Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
+            | Command::Wait { attempt, .. }
             | Command::Timeout { attempt }
             | Command::Release { attempt }
             | Command::Suspend { attempt }
@@ -255,7 +321,14 @@ impl Run {
             | Event::MessageCompleted { .. }
             | Event::Log { .. }
             | Event::Custom { .. } => {}
-            Event::Scheduled { due, reason, timer } => self.schedule(*reason, Timer { due: *due, id: *timer }),
+            Event::Scheduled { due, reason, timer } => {
+                self.schedule(*reason, due.map(|due| Timer { due, id: *timer }));
+            }
+            Event::Waiting { reason, due, timer, .. } => {
+                self.stop_running(at);
+                self.schedule(*reason, due.map(|due| Timer { due, id: *timer }));
+                self.status = Status::Waiting;
+            }
             Event::Queued {} => self.queue(),
             Event::Started { attempt, .. } => {
                 self.status = Status::Running;
@@ -285,7 +358,7 @@ impl Run {
                 }
                 self.stop_running(at);
                 match due {
-                    Some(due) => self.schedule(Reason::Backoff, Timer { due: *due, id: *timer }),
+                    Some(due) => self.schedule(Reason::Backoff, Some(Timer { due: *due, id: *timer })),
                     None => self.queue(),
                 }
             }
@@ -410,11 +483,62 @@ impl Run {
         }
     }
 
-    fn schedule(&mut self, reason: Reason, timer: Timer) {
+    /// More may come until `due`, but not for longer than the run can be put off.
+    fn join(&self, due: Timestamp, context: &Context) -> Decision {
+        let due = self.spec.latest_due.map_or(due, |latest| due.min(latest));
+        let disarm = self.timer.map(Effect::Disarm);
+        let mut decision = if due > context.now {
+            let timer = Timer { due, id: self.timers_armed + 1 };
+            let again = Event::Scheduled { due: Some(due), reason: Reason::Debounce, timer: timer.id };
+            Decision { events: vec![again], effects: vec![Effect::Arm(timer)] }
+        } else {
+            go(context)
+        };
+        decision.effects.splice(0..0, disarm);
+        decision
+    }
+
+    fn ask(&self, question: &Question, context: &Context) -> Decision {
+        let timer = question.deadline.map(|due| Timer { due, id: self.timers_armed + 1 });
+        let waiting = Event::Waiting {
+            wait_id: wait_id(context.next_seq),
+            reason: question.reason,
+            prompt: question.prompt.clone(),
+            due: question.deadline,
+            timer: timer.map_or(0, |timer| timer.id),
+        };
+        Decision { events: vec![waiting], effects: timer.map(Effect::Arm).into_iter().collect() }
+    }
+
+    fn unanswered(&self) -> Event {
+        Event::Failed {
+            code: "wait_expired".to_owned(),
+            message: "Nobody answered in time".to_owned(),
+            outcome: "deadline".to_owned(),
+            usage: self.usage,
+        }
+    }
+
+    /// Names the question that the run waits for an answer to.
+    #[must_use]
+    pub fn wait_id(&self) -> Option<String> {
+        // Nothing happens to a run while it waits: the question is its last event.
+        (self.status == Status::Waiting).then(|| wait_id(self.last_seq))
+    }
+
+    /// It is scheduled, and another message may join its input.
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.status == Status::Scheduled && matches!(self.reason, Some(Reason::Debounce | Reason::ThreadBusy))
+    }
+
+    fn schedule(&mut self, reason: Reason, timer: Option<Timer>) {
         self.status = Status::Scheduled;
         self.reason = Some(reason);
-        self.timer = Some(timer);
-        self.timers_armed = timer.id;
+        self.timer = timer;
+        if let Some(timer) = timer {
+            self.timers_armed = timer.id;
+        }
     }
 
     fn queue(&mut self) {
@@ -439,6 +563,21 @@ impl Run {
         self.usage = usage;
         self.finished_at = Some(at);
     }
+}
+
+const BEHIND: Event = Event::Scheduled { due: None, reason: Reason::ThreadBusy, timer: 0 };
+
+/// The run's time has come: it is queued, unless another holds its thread.
+fn go(context: &Context) -> Decision {
+    match context.busy {
+        true => Decision { events: vec![BEHIND], effects: Vec::new() },
+        false => Decision { events: vec![Event::Queued {}], effects: vec![Effect::Wake] },
+    }
+}
+
+/// The question that event number `seq` asks.
+fn wait_id(seq: u64) -> String {
+    format!("w{seq}")
 }
 
 #[cfg(test)]

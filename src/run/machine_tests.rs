@@ -24,6 +24,8 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         max_attempts,
         on_disconnect: OnDisconnect::Continue,
         metadata: Default::default(),
+        thread: None,
+        latest_due: None,
         retry_of: None,
         correlation_id: None,
         created_at: at(1_000),
@@ -36,17 +38,19 @@ struct Driven {
     run: Run,
     log: Vec<(u64, Timestamp, Event)>,
     now: i64,
+    /// Another run holds its thread.
+    busy: bool,
 }
 
 impl Driven {
-    fn new(spec: Spec, due: Option<Timestamp>) -> Self {
-        let (run, decision) = Run::create(spec, due, 0);
+    fn new(spec: Spec, begin: impl Into<Begin>) -> Self {
+        let (run, decision) = Run::create(spec, begin, 0);
         let log = (1..).zip(decision.events).map(|(seq, event)| (seq, at(1_000), event)).collect();
-        Self { run, log, now: 1_000 }
+        Self { run, log, now: 1_000, busy: false }
     }
 
     fn tell(&mut self, command: &Command) -> Result<Vec<Effect>, Rejection> {
-        let context = Context { now: at(self.now), next_seq: self.run.last_seq + 1 };
+        let context = Context { now: at(self.now), next_seq: self.run.last_seq + 1, busy: self.busy };
         let decision = self.run.decide(command, &context)?;
         for event in decision.events {
             let seq = self.run.last_seq + 1;
@@ -63,10 +67,9 @@ impl Driven {
         match status {
             Status::Scheduled | Status::Queued => {}
             Status::Running => drop(driven.tell(&claim).unwrap()),
-            // Nothing leads there yet but an agent that asks.
             Status::Waiting => {
                 driven.tell(&claim).unwrap();
-                driven.run.status = Status::Waiting;
+                driven.tell(&wait(1, Some(9_000))).unwrap();
             }
             Status::Completed => {
                 driven.tell(&claim).unwrap();
@@ -97,6 +100,15 @@ fn fail(attempt: u32, retry: Retry) -> Command {
     Command::Fail { attempt, failure: Failure { error, retry, usage: Usage::default() } }
 }
 
+fn wait(attempt: u32, deadline: Option<i64>) -> Command {
+    let question = Question { reason: Reason::Input, prompt: json!("which?"), deadline: deadline.map(at) };
+    Command::Wait { attempt, question }
+}
+
+fn resume(wait_id: &str) -> Command {
+    Command::Resume { wait_id: wait_id.to_owned(), input: json!("this") }
+}
+
 /// One command of each kind, from attempt 1 and timer 1.
 fn commands() -> Vec<(&'static str, Command)> {
     vec![
@@ -104,10 +116,14 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("fire", Command::Fire { timer: 1 }),
         ("expire", Command::Expire),
         ("cancel", Command::Cancel),
+        ("promote", Command::Promote),
+        ("join", Command::Join { due: at(20_000) }),
+        ("resume", resume("w4")),
         ("finish_step", Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }),
         ("complete", complete(1)),
         ("fail", fail(1, Retry::Never)),
         ("retry", fail(1, Retry::After(Duration::from_secs(1)))),
+        ("wait", wait(1, None)),
         ("timeout", Command::Timeout { attempt: 1 }),
         ("release", Command::Release { attempt: 1 }),
         ("suspend", Command::Suspend { attempt: 1 }),
@@ -122,6 +138,9 @@ fn expected(status: Status, command: &str) -> Option<Status> {
         (Status::Queued, "claim") => Some(Status::Running),
         (Status::Scheduled | Status::Queued, "expire") => Some(Status::Expired),
         (Status::Scheduled | Status::Queued | Status::Running | Status::Waiting, "cancel") => Some(Status::Cancelled),
+        (Status::Waiting, "resume") => Some(Status::Queued),
+        (Status::Waiting, "fire") => Some(Status::Failed),
+        (Status::Running, "wait") => Some(Status::Waiting),
         (Status::Running, "finish_step") => Some(Status::Running),
         (Status::Running, "complete") => Some(Status::Completed),
         (Status::Running, "fail" | "timeout") => Some(Status::Failed),
@@ -156,7 +175,7 @@ fn every_status_answers_every_command_as_the_table_says() {
 #[test]
 fn a_command_of_an_older_attempt_is_stale_everywhere() {
     for status in [Status::Scheduled, Status::Queued, Status::Running, Status::Waiting] {
-        for (name, command) in commands().into_iter().skip(4) {
+        for (name, command) in commands().into_iter().skip(7) {
             let mut driven = Driven::in_status(status);
             driven.run.attempt = 2;
             assert_eq!(driven.tell(&command), Err(Rejection::StaleAttempt { current: 2 }), "{status} {name}");
@@ -256,10 +275,72 @@ fn the_text_after_the_last_finished_step_is_void() {
     let mut driven = Driven::in_status(Status::Running);
     driven.tell(&Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }).unwrap();
     let checkpoint = driven.run.last_seq;
-    let context = Context { now: at(10_000), next_seq: 500 };
+    let context = Context { now: at(10_000), next_seq: 500, busy: false };
     let decision = driven.run.decide(&Command::Crash { attempt: 1, cancel: false }, &context).unwrap();
     let [Event::Retrying { void_after, skips_to, .. }] = decision.events[..] else { panic!("{decision:?}") };
     assert_eq!((void_after, skips_to), (checkpoint, 500));
+}
+
+#[test]
+fn an_answer_is_taken_once_and_only_for_its_question() {
+    let mut driven = Driven::in_status(Status::Waiting);
+    let Timer { due, id } = driven.run.timer.unwrap();
+    assert_eq!((due, id), (at(9_000), 1));
+    let stale = Rejection::StaleWait { current: "w4".to_owned() };
+    assert_eq!(driven.tell(&resume("w3")), Err(stale));
+    let answered = driven.tell(&resume("w4")).unwrap();
+    assert_eq!(answered, [Effect::Disarm(Timer { due, id }), Effect::Wake]);
+    assert_eq!((driven.run.steps, driven.run.wait_id(), driven.run.timer), (1, None, None));
+    assert_eq!(driven.tell(&resume("w4")), Err(Rejection::NotNow(Status::Queued)));
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Err(Rejection::StaleTimer));
+    driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+    driven.tell(&wait(2, None)).unwrap();
+    let current = driven.run.wait_id().unwrap();
+    assert_eq!(driven.tell(&resume("w4")), Err(Rejection::StaleWait { current: current.clone() }));
+    driven.tell(&resume(&current)).unwrap();
+    assert_eq!(driven.run.ran_ms, 0, "waiting is no running time");
+}
+
+#[test]
+fn a_question_that_nobody_answers_in_time_fails_the_run() {
+    let mut driven = Driven::in_status(Status::Waiting);
+    driven.now = 8_999;
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Err(Rejection::StaleTimer));
+    driven.now = 9_000;
+    driven.tell(&Command::Fire { timer: 1 }).unwrap();
+    assert_eq!(driven.run.error.as_ref().unwrap().code, "wait_expired");
+    assert_eq!(driven.run.outcome.as_deref(), Some("deadline"));
+}
+
+#[test]
+fn a_debounced_run_is_put_off_by_each_message_but_no_longer_than_its_longest_wait() {
+    let spec = Spec { latest_due: Some(at(3_000)), ..spec(3, None) };
+    let mut driven = Driven::new(spec, Begin::At(at(2_000), Reason::Debounce));
+    driven.now = 1_900;
+    let effects = driven.tell(&Command::Join { due: at(2_900) }).unwrap();
+    let (first, second) = (Timer { due: at(2_000), id: 1 }, Timer { due: at(2_900), id: 2 });
+    assert_eq!(effects, [Effect::Disarm(first), Effect::Arm(second)]);
+    driven.now = 2_000;
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Err(Rejection::StaleTimer));
+    driven.now = 2_800;
+    driven.tell(&Command::Join { due: at(3_800) }).unwrap();
+    assert_eq!(driven.run.timer.unwrap().due, at(3_000));
+    driven.now = 2_900;
+    assert_eq!(driven.tell(&Command::Join { due: at(2_900) }).unwrap().last(), Some(&Effect::Wake));
+    assert_eq!(driven.run.status, Status::Queued);
+    assert_eq!(driven.tell(&Command::Join { due: at(9_000) }), Err(Rejection::NotNow(Status::Queued)));
+}
+
+#[test]
+fn a_run_whose_thread_is_busy_waits_for_it_and_for_no_time() {
+    let mut driven = Driven::new(spec(3, None), Begin::At(at(2_000), Reason::Debounce));
+    (driven.now, driven.busy) = (2_000, true);
+    assert_eq!(driven.tell(&Command::Fire { timer: 1 }), Ok(vec![]));
+    assert_eq!((driven.run.reason, driven.run.timer), (Some(Reason::ThreadBusy), None));
+    assert_eq!(driven.tell(&Command::Promote), Err(Rejection::NotNow(Status::Scheduled)));
+    driven.busy = false;
+    assert_eq!(driven.tell(&Command::Promote), Ok(vec![Effect::Wake]));
+    assert_eq!(driven.tell(&Command::Promote), Err(Rejection::NotNow(Status::Queued)));
 }
 
 fn any_command() -> impl Strategy<Value = (Command, i64)> {
@@ -269,6 +350,10 @@ fn any_command() -> impl Strategy<Value = (Command, i64)> {
         4 => Just(Command::Claim { node: "n".into() }),
         2 => (1..6_u64).prop_map(|timer| Command::Fire { timer }),
         1 => Just(Command::Expire),
+        2 => Just(Command::Promote),
+        2 => (0..400_i64).prop_map(|wait| Command::Join { due: at(1_000 + wait) }),
+        2 => (3..12_u64).prop_map(|seq| resume(&format!("w{seq}"))),
+        2 => (attempt.clone(), prop::option::of(1_000..3_000_i64)).prop_map(|(attempt, due)| wait(attempt, due)),
         1 => Just(Command::Cancel),
         3 => (attempt.clone(), 1..9_u32, usage)
             .prop_map(|(attempt, step, usage)| Command::FinishStep { attempt, step, usage }),
@@ -283,16 +368,26 @@ fn any_command() -> impl Strategy<Value = (Command, i64)> {
     (command, 0..200_i64)
 }
 
+fn any_begin() -> impl Strategy<Value = Begin> {
+    prop_oneof![
+        Just(Begin::Now),
+        Just(Begin::Behind),
+        Just(Begin::At(at(1_100), Reason::Delay)),
+        Just(Begin::At(at(1_100), Reason::Debounce)),
+    ]
+}
+
 proptest! {
     #[test]
     fn random_histories_keep_the_promises(
         steps in prop::collection::vec(any_command(), 0..60),
-        delayed in any::<bool>(),
+        begin in any_begin(),
         ttl in prop::option::of(1_000..3_000_i64),
     ) {
-        let mut driven = Driven::new(spec(3, ttl.map(at)), delayed.then(|| at(1_100)));
+        let mut driven = Driven::new(spec(3, ttl.map(at)), begin);
         for (command, pause) in steps {
             driven.now += pause;
+            driven.busy = pause % 3 == 0;
             let before = driven.clone();
             match driven.tell(&command) {
                 Err(_) => prop_assert_eq!(&driven.run, &before.run),
@@ -304,12 +399,15 @@ proptest! {
                     let started = effects.contains(&Effect::StartAgent);
                     prop_assert_eq!(started, before.run.status == Status::Queued && driven.run.status == Status::Running);
                     let left = before.run.status == Status::Running && driven.run.status != Status::Running;
-                    let by_itself = matches!(command, Command::Complete { .. } | Command::Fail { .. });
+                    let by_itself = matches!(command, Command::Complete { .. } | Command::Fail { .. } | Command::Wait { .. });
                     prop_assert_eq!(effects.contains(&Effect::StopAgent), left && !by_itself);
                 }
             }
             let run = &driven.run;
-            prop_assert_eq!(run.timer.is_some(), run.status == Status::Scheduled);
+            let waits_for_a_time = run.status == Status::Scheduled && run.reason != Some(Reason::ThreadBusy);
+            prop_assert!(!waits_for_a_time || run.timer.is_some());
+            prop_assert!(run.timer.is_none() || waits_for_a_time || run.status == Status::Waiting);
+            prop_assert_eq!(run.reason.is_some(), matches!(run.status, Status::Scheduled | Status::Waiting));
             prop_assert_eq!(run.finished_at.is_some(), run.status.is_final());
             prop_assert_eq!(run.error.is_some(), run.status == Status::Failed);
             prop_assert!(run.failures + run.crashes <= run.spec.max_attempts);

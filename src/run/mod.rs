@@ -7,6 +7,7 @@
 
 mod command;
 mod event;
+mod id;
 mod machine;
 mod retry;
 pub mod segment;
@@ -15,12 +16,13 @@ mod status;
 mod step;
 mod time;
 
-pub use command::{Command, Effect, Failure, Rejection, Retry};
+pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
 pub use event::{Event, RetryReason};
-pub use machine::{Context, Decision, Run, Timer};
+pub use id::{RunId, ThreadId};
+pub use machine::{Begin, Changed, Context, Decision, Run, Timer};
 pub use retry::Backoff;
 pub use segment::{Mark, Recorded, Segment};
-pub use spec::{Input, Message, OnDisconnect, Role, RunId, Spec, Tenant};
+pub use spec::{Input, Message, OnDisconnect, Role, Spec, Tenant};
 pub use status::{Reason, Status};
 pub use step::{StepKind, StepRecord};
 pub use time::Timestamp;

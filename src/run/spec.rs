@@ -2,68 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
-use uuid::Uuid;
 
-use super::Timestamp;
-
-/// Identifies a run: a UUID version 7, so ids sort by age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunId(Uuid);
-
-impl RunId {
-    /// Wraps an id that was made before.
-    #[must_use]
-    pub fn from_uuid(id: Uuid) -> Self {
-        Self(id)
-    }
-
-    /// The id as a UUID.
-    #[must_use]
-    pub fn as_uuid(&self) -> &Uuid {
-        &self.0
-    }
-
-    /// The bytes, in the order that sorts by age.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        self.0.as_bytes()
-    }
-
-    /// When the id was made, if it is of version 7.
-    #[must_use]
-    pub fn made_at(&self) -> Option<Timestamp> {
-        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
-        let millis = i64::try_from(seconds).ok()?.checked_mul(1000)?.checked_add(i64::from(nanos / 1_000_000))?;
-        Some(Timestamp::from_millis(millis))
-    }
-
-    /// A number that spreads runs evenly, constant for the run: its last random bits.
-    #[must_use]
-    pub fn spread(&self) -> usize {
-        let bytes = self.0.as_bytes();
-        usize::from(u16::from_be_bytes([bytes[14], bytes[15]]))
-    }
-}
-
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_hyphenated().fmt(f)
-    }
-}
-
-impl FromStr for RunId {
-    type Err = uuid::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Uuid::try_parse(text).map(Self)
-    }
-}
+use super::{RunId, ThreadId, Timestamp};
 
 /// Whose run it is. Stands in every query.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,7 +34,7 @@ impl Default for Tenant {
     }
 }
 
-/// Everything about a run that never changes.
+/// Everything about a run that does not change; but for its input, which messages may join until it is queued.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
     /// The run's id.
@@ -117,6 +61,10 @@ pub struct Spec {
     pub on_disconnect: OnDisconnect,
     /// The caller's own labels.
     pub metadata: BTreeMap<String, String>,
+    /// The conversation it belongs to.
+    pub thread: Option<ThreadId>,
+    /// While it gathers messages it is put off no longer than this.
+    pub latest_due: Option<Timestamp>,
     /// The run this one goes on from.
     pub retry_of: Option<RunId>,
     /// Handed on from the request that created the run.
@@ -153,6 +101,15 @@ impl Input {
         match self {
             Self::Text(text) => text.len(),
             Self::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        }
+    }
+
+    /// The messages; a text is one message of the user.
+    #[must_use]
+    pub fn into_messages(self) -> Vec<Message> {
+        match self {
+            Self::Text(content) => vec![Message { role: Role::User, content }],
+            Self::Messages(messages) => messages,
         }
     }
 

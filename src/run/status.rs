@@ -8,14 +8,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Waits for a time: a delay or a backoff. A row and a timer, no actor. Its timer moves it to
-    /// `queued`, a cancel or its time-to-live ends it.
+    /// Waits for a time (a delay, a debounce or a backoff) or for its thread. A row and perhaps a timer, no
+    /// actor. Its timer or the end of the run before it moves it to `queued`, a cancel or its time-to-live ends it.
     Scheduled,
     /// May run as soon as a worker has room. A claim moves it to `running`.
     Queued,
     /// One worker executes it, under a lease, as the current attempt.
     Running,
-    /// Waits for a person's input or approval, for as long as it takes. No actor.
+    /// Waits for a person's input or approval, for as long as it takes. No actor. The answer moves it to
+    /// `queued`, its deadline or a cancel ends it.
     Waiting,
     /// Ended: the agent finished. Final.
     Completed,
@@ -77,7 +78,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// Why a run is `scheduled`.
+/// Why a run is `scheduled` or `waiting`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -85,21 +86,37 @@ pub enum Reason {
     Delay,
     /// An attempt failed, and the next one is due later.
     Backoff,
+    /// Its thread may have more to say: it starts when nobody has spoken for a while.
+    Debounce,
+    /// Another run holds its thread; it is next when that has ended.
+    ThreadBusy,
+    /// Waiting for a person's input.
+    Input,
+    /// Waiting for a person's approval.
+    Approval,
 }
 
 impl Reason {
+    /// All reasons.
+    pub const ALL: [Self; 6] =
+        [Self::Delay, Self::Backoff, Self::Debounce, Self::ThreadBusy, Self::Input, Self::Approval];
+
     /// The spelling used everywhere.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Delay => "delay",
             Self::Backoff => "backoff",
+            Self::Debounce => "debounce",
+            Self::ThreadBusy => "thread_busy",
+            Self::Input => "input",
+            Self::Approval => "approval",
         }
     }
 
     /// The reason spelled `text`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Delay, Self::Backoff].into_iter().find(|reason| reason.as_str() == text)
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }

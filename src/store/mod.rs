@@ -1,6 +1,6 @@
 //! The store keeps the truth: which runs there are, how they stand, and what their logs say.
 //!
-//! [`Store`] is the contract: [`RunStore`], [`DeadLetterStore`] and [`NodeStore`] together. `sqlite`
+//! [`Store`] is the contract: [`RunStore`], [`ThreadStore`], [`DeadLetterStore`] and [`NodeStore`] together. `sqlite`
 //! implements it for one process, `postgres` for many. No SQL dialect shows in the contract, and the
 //! adapters do not decide anything: every change of a run's state is the pure machine's
 //! (`crate::run`), made under the row's lock or by the run's owner.
@@ -16,6 +16,7 @@ mod spelling;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,16 +26,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::run::{Command, Effect, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
+use crate::run::{Command, Message, Rejection, Run, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
+use crate::thread::FollowUpRule;
 
-pub use crate::run::StepRecord;
+pub use crate::run::{Changed, StepRecord};
 
 pub use error::StoreError;
+pub use threads::{
+    Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, ThreadCreated, ThreadDeleted, ThreadStore,
+};
 
 /// All that a store keeps.
-pub trait Store: RunStore + DeadLetterStore + NodeStore {}
+pub trait Store: RunStore + ThreadStore + DeadLetterStore + NodeStore {}
 
-impl<S: RunStore + DeadLetterStore + NodeStore> Store for S {}
+impl<S: RunStore + ThreadStore + DeadLetterStore + NodeStore> Store for S {}
 
 /// Keeps runs, their logs, steps, timers and commands. All methods are cancellation safe: a dropped
 /// call either happened as a whole or not at all.
@@ -339,6 +344,8 @@ pub struct RunFilter {
     pub statuses: Vec<Status>,
     /// Only those of this agent.
     pub agent: Option<String>,
+    /// Only those of this thread.
+    pub thread: Option<ThreadId>,
     /// Only those with all these labels.
     pub metadata: BTreeMap<String, String>,
     /// Only those created at or after.
@@ -402,17 +409,43 @@ pub struct Commit {
     pub reserved_seq: u64,
     /// A step that is finished with these events.
     pub step: Option<StepRecord>,
+    /// What the end of a run means for its thread; none while it goes on, and for a run without a thread.
+    pub farewell: Option<Farewell>,
+}
+
+/// What a run leaves to its thread when it ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Farewell {
+    /// What it said, with new ids.
+    pub said: Vec<(Uuid, Message)>,
+    /// The follow-ups that its agent declares.
+    pub rules: Arc<[FollowUpRule]>,
+    /// The time.
+    pub now: Timestamp,
 }
 
 /// What became of a commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Committed {
     /// It is written.
     Done,
     /// Nothing is written: the run is no longer this attempt's.
     Fenced,
+    /// It is written, and so is what followed from it for its thread.
+    Followed(Followed),
     /// Nothing is written: the commit would have let the run go while a cancel waits for it.
     CancelWaits,
+    /// Nothing is written: the run would have completed without having looked at messages that were handed to it.
+    SteerWaits,
+}
+
+/// What followed for a thread from the change of one of its runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Followed {
+    /// Other runs that have changed: the next that has the thread.
+    pub changed: Vec<Changed>,
+    /// The follow-up that is armed now.
+    pub armed: Option<TimerKey>,
 }
 
 /// What became of a transition.
@@ -420,23 +453,14 @@ pub enum Committed {
 pub enum Transition {
     /// It is written.
     Done(Box<Changed>),
+    /// It is written, and so is what followed from it for its thread.
+    Followed(Box<Changed>, Followed),
     /// The run is running, and the command is kept for its owner.
     Handed(Box<Stored>),
     /// Nothing changed.
     Rejected(Box<Stored>, Rejection),
     /// There is no such run.
     Missing,
-}
-
-/// A run after a transition.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Changed {
-    /// The run as it stands now.
-    pub run: Run,
-    /// The events that brought it there.
-    pub segment: Segment,
-    /// To be performed by the caller.
-    pub effects: Vec<Effect>,
 }
 
 /// A timer of the store. Ordered by due time.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use crate::run::{OnDisconnect, Run, StepKind};
+use crate::run::{OnDisconnect, Role, Run, StepKind};
 
 /// The parts of a run that are stored as JSON. Whoever asked for the run parses them, so that a long input does not
 /// hold up a store's threads.
@@ -70,14 +70,29 @@ pub(super) fn on_disconnect(text: &str) -> Option<OnDisconnect> {
 }
 
 /// The stored spelling.
+pub(super) fn role_text(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    }
+}
+
+/// What is spelled so.
+pub(super) fn role(text: &str) -> Option<Role> {
+    [Role::System, Role::User, Role::Assistant].into_iter().find(|known| role_text(*known) == text)
+}
+
+/// The stored spelling.
 pub(super) fn step_kind_text(kind: StepKind) -> &'static str {
     match kind {
         StepKind::Model => "model",
         StepKind::Tool => "tool",
+        StepKind::Ask => "ask",
     }
 }
 
 /// What is spelled so.
 pub(super) fn step_kind(text: &str) -> Option<StepKind> {
-    [StepKind::Model, StepKind::Tool].into_iter().find(|known| step_kind_text(*known) == text)
+    [StepKind::Model, StepKind::Tool, StepKind::Ask].into_iter().find(|known| step_kind_text(*known) == text)
 }

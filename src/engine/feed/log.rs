@@ -224,6 +224,11 @@ impl RunLog {
         !std::mem::replace(&mut inner.sealed, true)
     }
 
+    /// The attempt goes on after all.
+    pub(crate) fn unseal(&self) {
+        self.inner.lock().sealed = false;
+    }
+
     /// Adds events that must be journaled before anyone sees them; until [`reveal`](Self::reveal), what
     /// is pushed queues up behind them. Returns the number of the first.
     pub(crate) fn hold(&self, events: &[Event], at: Timestamp) -> u64 {

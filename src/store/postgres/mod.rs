@@ -26,6 +26,7 @@ mod options;
 mod rows;
 mod runs;
 mod schema;
+mod threads;
 mod timers;
 mod tls;
 mod transition;

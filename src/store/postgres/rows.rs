@@ -102,6 +102,8 @@ impl Found {
             max_attempts,
             on_disconnect,
             metadata: BTreeMap::new(),
+            thread: None,
+            latest_due: None,
             retry_of,
             correlation_id,
             created_at,

@@ -60,7 +60,7 @@ pub(super) struct Next {
 
 /// What the machine makes of `command`.
 pub(super) fn decide(found: Found, command: &Command, now: Timestamp) -> Result<Next, Box<(Found, Rejection)>> {
-    let context = Context { now, next_seq: found.reserved_seq + 1 };
+    let context = Context { now, next_seq: found.reserved_seq + 1, busy: false };
     let decision = match found.run.decide(command, &context) {
         Ok(decision) => decision,
         Err(rejection) => return Err(Box::new((found, rejection))),

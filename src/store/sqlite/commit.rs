@@ -2,15 +2,15 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::dead_letters;
 use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, state_columns};
 use super::timers::{self, Armed};
 use super::transition::forget_commands;
 use super::writer::Writer;
+use super::{dead_letters, threads};
 use crate::run::{Run, RunId, Status};
 use crate::store::spelling::{integer, json, unsigned};
-use crate::store::{Commit, Committed, StoreError};
+use crate::store::{Commit, Committed, Farewell, StoreError};
 
 /// A commit, ready to be written: what costs time is encoded by the caller.
 pub(super) struct Decided {
@@ -20,6 +20,7 @@ pub(super) struct Decided {
     reserved_seq: u64,
     step: Option<NewStep>,
     output: Option<String>,
+    farewell: Option<Farewell>,
 }
 
 /// Whose a run is, as far as a commit is concerned.
@@ -38,6 +39,7 @@ impl Decided {
             segment: commit.segment.as_ref().map(NewSegment::new),
             step: commit.step.map(NewStep::new).transpose()?,
             output: commit.run.output.as_ref().map(json).transpose()?,
+            farewell: commit.farewell,
             run: commit.run,
             number: commit.number,
             reserved_seq: commit.reserved_seq,
@@ -51,6 +53,13 @@ impl Decided {
         if leaves && self.run.status != Status::Cancelled && cancel_waits(conn, id)? {
             return Ok(match self.owner(conn)? {
                 Owner::Us => Committed::CancelWaits,
+                Owner::UsAlready => Committed::Done,
+                Owner::Other => Committed::Fenced,
+            });
+        }
+        if self.run.status == Status::Completed && self.farewell.is_some() && threads::has_unread(conn, id)? {
+            return Ok(match self.owner(conn)? {
+                Owner::Us => Committed::SteerWaits,
                 Owner::UsAlready => Committed::Done,
                 Owner::Other => Committed::Fenced,
             });
@@ -80,6 +89,11 @@ impl Decided {
                 dead_letters::bury_failed(conn, &self.run)?;
             }
             writer.moved(Some(Status::Running), self.run.status);
+        }
+        if let Some(farewell) = &self.farewell
+            && let Some(followed) = threads::follow(writer, &self.run, Some(farewell), farewell.now)?
+        {
+            return Ok(Committed::Followed(followed));
         }
         Ok(Committed::Done)
     }

@@ -1,12 +1,13 @@
 //! Creating runs, and what a repeated request finds.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
+use uuid::Uuid;
 
 use super::log::{self, NewSegment};
-use super::rows::{Binder, Found, load, run_id};
+use super::rows::{Binder, Found, load};
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use crate::run::{Run, RunId, Spec, Timestamp};
+use crate::run::{Run, RunId, Tenant, ThreadId, Timestamp};
 use crate::store::spelling::{integer, json, on_disconnect_text};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
@@ -47,11 +48,12 @@ impl Creation {
     pub(super) fn write(&self, writer: &mut Writer) -> Result<Outcome, StoreError> {
         let spec = &self.run.spec;
         if let Some(key) = &self.key
-            && let Some((fingerprint, id)) = used(writer.conn(), spec, key)?
+            && let Some((fingerprint, id)) = used(writer.conn(), &spec.tenant, key)?
         {
             if fingerprint != key.fingerprint {
                 return Ok(Outcome::KeyReused);
             }
+            let id = RunId::from_uuid(id);
             let found = load(writer.conn(), id)?
                 .ok_or_else(|| StoreError::Corrupt(format!("run {id} of an idempotency key is missing")))?;
             return Ok(Outcome::Existing(Box::new(found)));
@@ -59,7 +61,16 @@ impl Creation {
         if writer.waiting() >= self.max_waiting {
             return Ok(Outcome::TooManyWaiting);
         }
-        let conn = writer.conn();
+        self.insert(writer)?;
+        if let Some(key) = &self.key {
+            keep(writer.conn(), &spec.tenant, key, *spec.id.as_uuid(), spec.created_at)?;
+        }
+        Ok(Outcome::New)
+    }
+
+    /// Creates the run, whatever its key and the bound say.
+    pub(super) fn insert(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let (conn, spec) = (writer.conn(), &self.run.spec);
         insert_run(conn, &self.run)?;
         self.insert_spec(conn)?;
         log::append(conn, spec.id, &self.segment)?;
@@ -69,18 +80,15 @@ impl Creation {
         {
             log::copy_steps(conn, from, spec.id, self.run.steps)?;
         }
-        if let Some(key) = &self.key {
-            keep(conn, spec, key)?;
-        }
         writer.moved(None, self.run.status);
-        Ok(Outcome::New)
+        Ok(())
     }
 
     fn insert_spec(&self, conn: &Connection) -> Result<(), StoreError> {
         let spec = &self.run.spec;
         conn.prepare_cached(
             "INSERT INTO specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, on_disconnect, \
-             retry_of, correlation_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             retry_of, correlation_id, latest_due) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             spec.id.as_bytes(),
@@ -92,7 +100,8 @@ impl Creation {
             spec.max_attempts,
             on_disconnect_text(spec.on_disconnect),
             spec.retry_of.as_ref().map(RunId::as_bytes),
-            spec.correlation_id
+            spec.correlation_id,
+            spec.latest_due.map(Timestamp::as_millis)
         ])?;
         Ok(())
     }
@@ -115,8 +124,8 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
         "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-         error_message, reserved_seq, commit_number) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         error_message, reserved_seq, commit_number, thread_id) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     let spec = &run.spec;
     let mut binder = Binder::new(&mut statement);
@@ -128,35 +137,47 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
     binder.bind(spec.created_at.as_millis())?;
     binder.bind(run.status.as_str())?;
     binder.bind_state(run, run.last_seq, 0)?;
+    binder.bind(spec.thread.as_ref().map(ThreadId::as_bytes))?;
     binder.execute()?;
     Ok(())
 }
 
-/// The fingerprint and the run that the key was used for, unless that is forgotten.
-fn used(conn: &Connection, spec: &Spec, key: &IdempotencyKey) -> Result<Option<([u8; 32], RunId)>, StoreError> {
+/// The fingerprint and what the key was used for, unless that is forgotten.
+pub(super) fn used(
+    conn: &Connection,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+) -> Result<Option<([u8; 32], Uuid)>, StoreError> {
     let found = conn
         .prepare_cached(
             "SELECT fingerprint, run_id FROM idempotency WHERE tenant = ? AND route = ? AND key = ? AND kept_at >= ?",
         )?
-        .query_row(params![spec.tenant.as_str(), key.route, key.key, key.valid_after.as_millis()], |row| {
-            Ok((row.get(0)?, run_id(row.get(1)?)))
+        .query_row(params![tenant.as_str(), key.route, key.key, key.valid_after.as_millis()], |row| {
+            Ok((row.get(0)?, Uuid::from_bytes(row.get(1)?)))
         })
         .optional()?;
     Ok(found)
 }
 
-fn keep(conn: &Connection, spec: &Spec, key: &IdempotencyKey) -> Result<(), StoreError> {
+/// Keeps a key, which was used at `now` to make what is called `subject`.
+pub(super) fn keep(
+    conn: &Connection,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+    subject: Uuid,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     conn.prepare_cached(
         "INSERT OR REPLACE INTO idempotency (tenant, route, key, fingerprint, run_id, kept_at) \
          VALUES (?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
-        spec.tenant.as_str(),
+        tenant.as_str(),
         key.route,
         key.key,
         key.fingerprint,
-        spec.id.as_bytes(),
-        spec.created_at.as_millis()
+        subject.as_bytes(),
+        now.as_millis()
     ])?;
     Ok(())
 }

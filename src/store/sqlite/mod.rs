@@ -18,6 +18,7 @@ mod reader;
 mod rows;
 mod runs;
 mod schema;
+mod threads;
 mod timers;
 mod transition;
 mod writer;
@@ -46,10 +47,13 @@ use self::reader::Readers;
 use self::rows::Found;
 use self::writer::{Counts, Writer};
 use super::{
-    Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+    Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
+    DeadLetterStore, Deleted, Depths, Discard, HandOff, Head, Held, Moved, NewRun, NewThread, NodeStore, Patch,
+    Proposal, Queued, RunFilter, RunStore, StoreError, Stored, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey,
+    Transition,
 };
-use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
+use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
+use crate::thread::{Event, Thread, ThreadMessage};
 
 /// So many writes are accepted at a time; further callers wait their turn.
 const WRITES: usize = 4_096;
@@ -315,6 +319,77 @@ impl RunStore for SqliteStore {
         self.end();
         // Nothing is ever sent: this ends when the writer has gone.
         drop(self.ended.clone().changed().await);
+    }
+}
+
+#[async_trait]
+impl ThreadStore for SqliteStore {
+    async fn create_thread(&self, new: NewThread) -> Result<ThreadCreated, StoreError> {
+        self.writes.call(move |writer| threads::create(writer, &new)).await
+    }
+
+    async fn thread(&self, tenant: Option<&Tenant>, id: ThreadId) -> Result<Option<Thread>, StoreError> {
+        let tenant = tenant.cloned();
+        self.reads.call(move |conn| threads::get(conn, tenant.as_ref(), id)).await
+    }
+
+    async fn threads(
+        &self,
+        tenant: &Tenant,
+        before: Option<ThreadId>,
+        metadata: &BTreeMap<String, String>,
+        limit: usize,
+    ) -> Result<Vec<Thread>, StoreError> {
+        let (tenant, metadata) = (tenant.clone(), metadata.clone());
+        self.reads.call(move |conn| threads::list(conn, &tenant, before, &metadata, limit)).await
+    }
+
+    async fn patch_thread(&self, tenant: &Tenant, id: ThreadId, patch: Patch) -> Result<Option<Thread>, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| threads::patch(writer, &tenant, id, &patch)).await
+    }
+
+    async fn delete_thread(&self, tenant: &Tenant, id: ThreadId) -> Result<ThreadDeleted, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| threads::delete(writer.conn(), &tenant, id)).await
+    }
+
+    async fn delete_idle_threads(&self, before: Timestamp, limit: usize) -> Result<Vec<ThreadId>, StoreError> {
+        self.writes.call(move |writer| threads::delete_idle(writer.conn(), before, limit)).await
+    }
+
+    async fn admit(&self, admission: Admission) -> Result<Admitted, StoreError> {
+        self.writes.call(move |writer| threads::admit(writer, &admission)).await
+    }
+
+    async fn hand_off(&self, hand_off: HandOff) -> Result<Option<Moved>, StoreError> {
+        self.writes.call(move |writer| threads::hand_off(writer, &hand_off)).await
+    }
+
+    async fn release_thread(&self, tenant: &Tenant, id: ThreadId, now: Timestamp) -> Result<Option<Moved>, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| threads::release(writer, &tenant, id, now)).await
+    }
+
+    async fn messages(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<ThreadMessage>, StoreError> {
+        self.reads.call(move |conn| threads::messages(conn, id, after, limit)).await
+    }
+
+    async fn conversation(
+        &self,
+        run: RunId,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Conversation, StoreError> {
+        self.reads.call(move |conn| threads::conversation(conn, run, max_messages, max_bytes)).await
+    }
+
+    async fn take_steers(&self, run: RunId, attempt: u32, after_step: u32) -> Result<Vec<Message>, StoreError> {
+        self.writes.call(move |writer| threads::take_steers(writer.conn(), run, attempt, after_step)).await
+    }
+
+    async fn thread_log(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.reads.call(move |conn| threads::events(conn, id, after, limit)).await
     }
 }
 

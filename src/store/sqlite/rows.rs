@@ -6,7 +6,7 @@ use rusqlite::types::{FromSql, ToSql};
 use rusqlite::{Connection, OptionalExtension as _, Row, Statement};
 
 use crate::run::{
-    Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, Timer, Timestamp, Usage,
+    Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
 };
 use crate::store::spelling::{Documents, integer, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
@@ -28,7 +28,7 @@ const LOAD: &str = "SELECT r.id, r.tenant, r.agent, r.agent_version, r.priority,
     r.attempt_started_at, r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, \
     r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, \
     s.input, s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, \
-    s.correlation_id, \
+    s.correlation_id, r.thread_id, s.latest_due, \
     CASE r.status WHEN 'completed' THEN (SELECT output FROM results WHERE run_id = r.id) END, \
     CASE r.status WHEN 'running' THEN EXISTS (SELECT 1 FROM commands WHERE run_id = r.id) ELSE 0 END \
     FROM runs r CROSS JOIN specs s ON s.run_id = r.id WHERE r.id = ?";
@@ -71,6 +71,8 @@ impl Found {
         let (ttl_at, timeout_ms, max_attempts) = (columns.optional_time()?, columns.number()?, columns.take()?);
         let on_disconnect = columns.text(on_disconnect)?;
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
+        let thread = columns.take::<Option<_>>()?.map(|id| ThreadId::from_uuid(uuid::Uuid::from_bytes(id)));
+        let latest_due = columns.optional_time()?;
         let (output, cancel_requested) = (columns.take()?, columns.take()?);
         let spec = Spec {
             id,
@@ -85,6 +87,8 @@ impl Found {
             max_attempts,
             on_disconnect,
             metadata: std::collections::BTreeMap::new(),
+            thread,
+            latest_due,
             retry_of,
             correlation_id,
             created_at,

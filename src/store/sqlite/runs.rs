@@ -46,6 +46,7 @@ fn select(
     ids: &mut Vec<RunId>,
 ) -> Result<(), StoreError> {
     let index = match status {
+        _ if filter.thread.is_some() => "runs_by_thread",
         None | Some(Status::Completed) => "runs_by_tenant",
         Some(Status::Queued) => "runs_queued",
         Some(
@@ -72,6 +73,9 @@ fn select(
     }
     if let Some(agent) = &filter.agent {
         both(" AND agent = ?", agent.clone().into());
+    }
+    if let Some(thread) = &filter.thread {
+        both(" AND thread_id = ?", thread.as_bytes().to_vec().into());
     }
     if let Some(after) = filter.created_after {
         both(" AND created_at >= ?", after.as_millis().into());

@@ -2,18 +2,18 @@
 
 use rusqlite::{Connection, params};
 
-use super::dead_letters;
-use super::log::{self, NewSegment};
+use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, Found, load, run_id, state_columns};
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
+use super::{dead_letters, threads};
+use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, StepRecord, Tenant, Timestamp};
 use crate::store::spelling::Documents;
-use crate::store::{Changed, StoreError, Transition};
+use crate::store::{Changed, Followed, StoreError, Transition};
 
 /// [`Transition`], with the documents of its run as text.
 pub(super) enum Outcome {
-    Done(Box<(Changed, Documents)>),
+    Done(Box<(Changed, Documents, Option<Followed>)>),
     Handed(Box<Found>),
     Rejected(Box<Found>, Rejection),
     Missing,
@@ -24,8 +24,12 @@ impl Outcome {
     pub(super) fn complete(self) -> Result<Transition, StoreError> {
         Ok(match self {
             Self::Done(done) => {
-                let (Changed { run, segment, effects }, documents) = *done;
-                Transition::Done(Box::new(Changed { run: documents.complete(run)?, segment, effects }))
+                let (Changed { run, segment, effects }, documents, followed) = *done;
+                let changed = Box::new(Changed { run: documents.complete(run)?, segment, effects });
+                match followed {
+                    Some(followed) => Transition::Followed(changed, followed),
+                    None => Transition::Done(changed),
+                }
             }
             Self::Handed(found) => Transition::Handed(Box::new(found.into_stored()?)),
             Self::Rejected(found, rejection) => Transition::Rejected(Box::new(found.into_stored()?), rejection),
@@ -50,12 +54,16 @@ pub(super) fn transition(
     if *command != Command::Cancel {
         return Ok(Outcome::Rejected(Box::new(found), Rejection::NotNow(Status::Running)));
     }
-    writer
-        .conn()
-        .prepare_cached("INSERT OR IGNORE INTO commands (run_id, kind, created_at) VALUES (?, 'cancel', ?)")?
-        .execute(params![id.as_bytes(), now.as_millis()])?;
+    keep_cancel(writer.conn(), id, now)?;
     found.cancel_requested = true;
     Ok(Outcome::Handed(Box::new(found)))
+}
+
+/// Keeps a cancel for the owner of run `id` to find.
+pub(super) fn keep_cancel(conn: &Connection, id: RunId, now: Timestamp) -> Result<(), StoreError> {
+    conn.prepare_cached("INSERT OR IGNORE INTO commands (run_id, kind, created_at) VALUES (?, 'cancel', ?)")?
+        .execute(params![id.as_bytes(), now.as_millis()])?;
+    Ok(())
 }
 
 /// Gives up the attempts of up to `limit` runs that nobody owns.
@@ -134,7 +142,11 @@ fn crash(writer: &mut Writer, found: Found, attempt: u32, now: Timestamp) -> Res
 }
 
 fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) -> Result<Outcome, StoreError> {
-    let context = Context { now, next_seq: found.reserved_seq + 1 };
+    let busy = match found.run.spec.thread {
+        Some(thread) => threads::busy(writer.conn(), thread, found.run.spec.id)?,
+        None => false,
+    };
+    let context = Context { now, next_seq: found.reserved_seq + 1, busy };
     let decision = match found.run.decide(command, &context) {
         Ok(decision) => decision,
         Err(rejection) => return Ok(Outcome::Rejected(Box::new(found), rejection)),
@@ -142,16 +154,33 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
     let Found { mut run, commit_number, documents, .. } = found;
     let (from, armed) = (run.status, Armed::of(&run));
     let segment = apply(&mut run, &decision.events, context);
+    write(writer, from, armed, &run, commit_number, &segment)?;
+    if let Command::Resume { wait_id, input } = command {
+        log::keep_step(writer.conn(), run.spec.id, &NewStep::new(StepRecord::answer(&run, wait_id, input))?)?;
+    }
+    let followed = threads::follow(writer, &run, None, now)?;
+    Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents, followed))))
+}
+
+/// Writes a run that was in status `from`, with these timers, and what was added to its log.
+pub(super) fn write(
+    writer: &mut Writer,
+    from: Status,
+    armed: Armed,
+    run: &Run,
+    commit_number: u64,
+    segment: &Segment,
+) -> Result<(), StoreError> {
     let (conn, id) = (writer.conn(), run.spec.id);
-    update(conn, &run, commit_number)?;
-    log::append(conn, id, &NewSegment::new(&segment))?;
-    timers::follow(conn, armed, &run)?;
+    update(conn, run, commit_number)?;
+    log::append(conn, id, &NewSegment::new(segment))?;
+    timers::follow(conn, armed, run)?;
     if run.status.is_final() {
         forget_commands(conn, id)?;
-        dead_letters::bury_failed(conn, &run)?;
+        dead_letters::bury_failed(conn, run)?;
     }
     writer.moved(Some(from), run.status);
-    Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents))))
+    Ok(())
 }
 
 /// Applies events to a run, numbered from the context's; returns them encoded.

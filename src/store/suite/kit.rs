@@ -54,6 +54,8 @@ pub(crate) fn spec(number: u64) -> Spec {
         max_attempts: 3,
         on_disconnect: OnDisconnect::Continue,
         metadata: Default::default(),
+        thread: None,
+        latest_due: None,
         retry_of: None,
         correlation_id: None,
         created_at: now(),
@@ -164,6 +166,7 @@ impl Owner {
             segment: Some(Segment::encode(first, events, at)),
             reserved_seq: self.reserved_seq,
             step: None,
+            farewell: None,
         }
     }
 
@@ -175,7 +178,7 @@ impl Owner {
 
     /// The commit of what `command` leads to.
     pub(crate) fn decide(&mut self, command: &Command) -> Commit {
-        let context = Context { now: now(), next_seq: self.run.last_seq + 1 };
+        let context = Context { now: now(), next_seq: self.run.last_seq + 1, busy: false };
         let decision = self.run.decide(command, &context).expect("the machine accepts the command");
         self.events(&decision.events, context.now)
     }
@@ -257,7 +260,7 @@ pub(crate) fn after(wait: u64) -> Retry {
 pub(crate) fn done(transition: Transition) -> crate::store::Changed {
     match transition {
         Transition::Done(changed) => *changed,
-        other @ (Transition::Handed(_) | Transition::Rejected(..) | Transition::Missing) => {
+        other @ (Transition::Followed(..) | Transition::Handed(_) | Transition::Rejected(..) | Transition::Missing) => {
             panic!("expected a change, got {other:?}")
         }
     }

@@ -1,0 +1,143 @@
+//! What a live run has to do with its thread: what its agent is shown of it, what is handed to it while it is going
+//! on, and what it has said, for when it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Node;
+use crate::agent::Conversation;
+use crate::run::{Backoff, Event, Message, Role, Run, Spec, Status};
+use crate::store::{HandOff, StoreError};
+
+/// The waits between tries to reach a store that is away.
+const RETRY: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5) };
+
+/// The most that is kept of what a run says, in bytes of text; what is beyond is left out of the thread's history.
+const MOST_SAID: usize = 1 << 20;
+
+/// About how many bytes a token has.
+const TOKEN: usize = 4;
+
+/// What the agent of a run is shown of its thread. Waits for a store that is away.
+pub(super) async fn conversation(node: &Arc<Node>, spec: &Spec) -> Result<Conversation, StoreError> {
+    let manners = node.agents.card(&spec.agent).map(|card| card.manners.clone()).unwrap_or_default();
+    let bytes = manners.history_tokens.saturating_mul(TOKEN);
+    for failures in 1.. {
+        match node.store.conversation(spec.id, manners.history_messages, bytes).await {
+            Ok(found) => return Ok(Conversation { history: found.history, steers: found.steers }),
+            Err(error) if error.is_transient() => {
+                node.outage.felt("cannot read a conversation; the run waits for the store", &error);
+                tokio::time::sleep(RETRY.delay(failures, 1.0, None)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    unreachable!("there is always another try")
+}
+
+/// What was handed to the run since it looked last. What cannot be read now is there the next time, at the latest
+/// when the run ends.
+pub(super) async fn take_steers(node: &Arc<Node>, spec: &Spec, attempt: u32, after_step: u32) -> Vec<Message> {
+    if spec.thread.is_none() {
+        return Vec::new();
+    }
+    match node.store.take_steers(spec.id, attempt, after_step).await {
+        Ok(steers) => steers,
+        Err(error) => {
+            node.outage.felt("cannot look for messages to a run that is going on", &error);
+            Vec::new()
+        }
+    }
+}
+
+/// Hands the thread of the run to people, as its agent wishes.
+pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, reason: String) {
+    let Some(thread) = spec.thread else { return };
+    let hand_off = HandOff { tenant: spec.tenant.clone(), thread, reason, by: Some(spec.id), now: node.clock.now() };
+    for failures in 1.. {
+        match node.store.hand_off(hand_off.clone()).await {
+            Ok(moved) => return moved.into_iter().for_each(|moved| super::threads::moved(node, moved)),
+            Err(error) if error.is_transient() => {
+                node.outage.felt("cannot hand a thread off; its run waits for the store", &error);
+                tokio::time::sleep(RETRY.delay(failures, 1.0, None)).await;
+            }
+            Err(error) => return tracing::error!(%thread, %error, "cannot hand a thread off"),
+        }
+    }
+}
+
+/// What a run says, as far as this attempt has heard it.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    whole: Vec<Message>,
+    begun: String,
+    bytes: usize,
+}
+
+impl Said {
+    /// Hears what its viewers see.
+    pub(super) fn hear(&mut self, event: &Event) {
+        match event {
+            Event::MessageDelta { text } if self.fits(text) => self.begun.push_str(text),
+            Event::MessageCompleted { message } => {
+                self.bytes -= self.begun.len();
+                self.begun.clear();
+                if self.fits(&message.content) {
+                    self.whole.push(message.clone());
+                }
+            }
+            Event::MessageDelta { .. }
+            | Event::ReasoningDelta { .. }
+            | Event::Created { .. }
+            | Event::Scheduled { .. }
+            | Event::Queued {}
+            | Event::Started { .. }
+            | Event::StepStarted { .. }
+            | Event::StepCompleted { .. }
+            | Event::Waiting { .. }
+            | Event::Retrying { .. }
+            | Event::Log { .. }
+            | Event::Custom { .. }
+            | Event::Completed { .. }
+            | Event::Failed { .. }
+            | Event::Cancelled { .. }
+            | Event::Expired {} => {}
+        }
+    }
+
+    fn fits(&mut self, text: &str) -> bool {
+        let fits = self.bytes + text.len() <= MOST_SAID;
+        self.bytes += if fits { text.len() } else { 0 };
+        fits
+    }
+
+    /// What belongs into the thread when the run has ended as `run`: its messages, with its output as the last;
+    /// or, if it was cut off, what it had said until then.
+    pub(super) fn all(&self, run: &Run) -> Vec<Message> {
+        let assistant = |content: String| Message { role: Role::Assistant, content };
+        let mut said = self.whole.clone();
+        match run.status {
+            Status::Completed => {
+                let output = match &run.output {
+                    Some(Value::String(text)) => text.clone(),
+                    Some(other) => other.to_string(),
+                    None => String::new(),
+                };
+                if !output.is_empty() && said.last().is_none_or(|last| last.content != output) {
+                    said.push(assistant(output));
+                }
+            }
+            Status::Cancelled | Status::Failed if !self.begun.is_empty() => said.push(assistant(self.begun.clone())),
+            Status::Scheduled
+            | Status::Queued
+            | Status::Running
+            | Status::Waiting
+            | Status::Failed
+            | Status::Cancelled
+            | Status::Expired => {}
+        }
+        said
+    }
+}
