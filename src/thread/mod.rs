@@ -16,6 +16,9 @@ mod follow_up;
 pub mod hours;
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 pub use admit::{Ask, Newcomer, Occasion, OnBusy, Quiet, Refusal};
 pub use change::{Change, Found, How, Open};
 pub use follow_up::{FollowUp, FollowUpRule, Progress};
