@@ -26,6 +26,7 @@ mod run_actor;
 mod supervisor;
 mod threads;
 mod timers;
+mod timetable;
 
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,7 @@ pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
 pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
+pub use timetable::Timetable;
 
 pub use peers::{Fingerprint, NodeCard, Offer};
 

@@ -6,7 +6,6 @@
 //! what it has only read a little later: if the other is alive, it has fired by then. Due times are wall
 //! clock; a jump of the clock is noticed within [`LONGEST_SLEEP`].
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use futures_util::{StreamExt, stream};
 
 use super::recovery::settle;
 use super::threads::follow_up;
+use super::timetable::Timetable;
 use super::{Engine, Node};
 use crate::run::{Command, RunId, Timestamp};
 use crate::store::{TimerKey, TimerKind, Transition};
@@ -25,9 +25,6 @@ const HORIZON: Duration = Duration::from_secs(60);
 /// The same where there are other nodes: half of it is the longest that a timer of a dead node, which was
 /// to fire soon, is late.
 const SHARED_HORIZON: Duration = Duration::from_secs(4);
-
-/// How much later a timer is fired that another node may have armed.
-const COURTESY: Duration = Duration::from_millis(500);
 
 /// The actor looks at the clock at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -45,8 +42,7 @@ const FIRING: usize = 256;
 #[derive(Default)]
 pub(crate) struct Timers {
     engine: Option<Engine>,
-    /// When they are to be fired here, and what.
-    ordered: BTreeSet<(Timestamp, TimerKey)>,
+    table: Timetable,
     wake: Option<(Timestamp, SpawnHandle)>,
     firing: bool,
 }
@@ -79,7 +75,7 @@ impl Timers {
     /// Reads what the horizon has come to hold.
     fn read_store(&mut self, context: &mut Context<Self>) {
         let Some(node) = self.node() else { return };
-        let courtesy = if node.shared { COURTESY } else { Duration::ZERO };
+        let courtesy = if node.shared { Timetable::COURTESY } else { Duration::ZERO };
         let read = async move {
             let until = node.clock.now().after(horizon(&node));
             let mut timers: Vec<TimerKey> = Vec::new();
@@ -100,9 +96,7 @@ impl Timers {
             }
         };
         context.spawn(read.into_actor(self).map(move |timers, actor, context| {
-            let unknown: Vec<_> =
-                timers.into_iter().filter(|timer| !actor.ordered.contains(&(timer.due, *timer))).collect();
-            actor.ordered.extend(unknown.into_iter().map(|timer| (timer.due.after(courtesy), timer)));
+            timers.into_iter().for_each(|timer| actor.table.learn(timer, courtesy));
             actor.look(context);
         }));
     }
@@ -114,14 +108,7 @@ impl Timers {
             return;
         }
         let now = engine.now();
-        let mut due = Vec::new();
-        while let Some((at, timer)) = self.ordered.first().copied() {
-            if at > now || due.len() == FIRING {
-                break;
-            }
-            self.ordered.pop_first();
-            due.push(timer);
-        }
+        let due = self.table.take_due(now, FIRING);
         if due.is_empty() {
             return self.sleep(now, context);
         }
@@ -135,7 +122,9 @@ impl Timers {
             actor.firing = false;
             if !failed.is_empty() {
                 context.run_later(RETRY, |actor, context| {
-                    actor.ordered.extend(failed.into_iter().map(|timer| (timer.due, timer)));
+                    for timer in failed {
+                        actor.table.arm(timer);
+                    }
                     actor.look(context);
                 });
             }
@@ -144,8 +133,8 @@ impl Timers {
     }
 
     fn sleep(&mut self, now: Timestamp, context: &mut Context<Self>) {
-        let Some((first, _)) = self.ordered.first() else { return };
-        let until = now.after(LONGEST_SLEEP).min(*first);
+        let Some(first) = self.table.first() else { return };
+        let until = now.after(LONGEST_SLEEP).min(first);
         match self.wake {
             Some((earlier, _)) if earlier <= until && earlier > now => return,
             Some((_, later)) => drop(context.cancel_future(later)),
@@ -217,9 +206,7 @@ impl Handler<Arm> for Timers {
         // What is armed before the actor begins is found in the store.
         let Some(engine) = &self.engine else { return };
         if timer.due <= engine.now().after(horizon(&engine.node)) {
-            self.ordered.remove(&(timer.due.after(COURTESY), timer));
-            self.ordered.insert((timer.due, timer));
-            if self.ordered.first() == Some(&(timer.due, timer)) {
+            if self.table.arm(timer) {
                 self.look(context);
             }
         }
@@ -230,8 +217,7 @@ impl Handler<Disarm> for Timers {
     type Result = ();
 
     fn handle(&mut self, Disarm(timer): Disarm, _: &mut Self::Context) {
-        self.ordered.remove(&(timer.due, timer));
-        self.ordered.remove(&(timer.due.after(COURTESY), timer));
+        self.table.disarm(timer);
     }
 }
 
