@@ -10,6 +10,7 @@ mod procfs;
 mod runs;
 mod server;
 mod start;
+mod threads;
 mod viewers;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum What {
     Runs(runs::RunsArgs),
     Compare(compare::CompareArgs),
     Start(start::StartArgs),
+    Threads(threads::ThreadsArgs),
     Viewers(viewers::ViewersArgs),
 }
 
@@ -68,6 +70,7 @@ pub(super) fn bench(args: &BenchArgs) -> ExitCode {
             What::Runs(args) => runs::measure(args).await,
             What::Compare(args) => compare::measure(args).await,
             What::Start(args) => start::measure(args).await,
+            What::Threads(args) => threads::measure(args).await,
             What::Viewers(args) => viewers::measure(args).await,
         }
     };
