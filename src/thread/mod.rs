@@ -1,0 +1,3 @@
+//! What belongs to conversations.
+
+pub mod hours;
