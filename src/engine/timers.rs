@@ -1,4 +1,4 @@
-//! The timers of the runs that wait: one ordered structure, fed by rows of the store.
+//! The timers of the runs that wait and of schedules: one ordered structure, fed by rows of the store.
 //!
 //! The rows are the truth. What is due within the horizon is kept in memory, ordered by due time, and
 //! read again from the store every half horizon: so memory holds what fires soon and no more, and a
@@ -13,10 +13,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::{StreamExt, stream};
 
-use super::Node;
 use super::recovery::settle;
+use super::{Engine, Node, schedules};
 use crate::run::{Command, RunId, Timestamp};
-use crate::store::{TimerKey, Transition};
+use crate::store::{TimerKey, TimerKind, Transition};
 
 /// How far ahead timers are kept in memory.
 const HORIZON: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ const FIRING: usize = 256;
 /// Keeps the timers that are due soon and fires them.
 #[derive(Default)]
 pub(crate) struct Timers {
-    node: Option<Arc<Node>>,
+    engine: Option<Engine>,
     /// When they are to be fired here, and what.
     ordered: BTreeSet<(Timestamp, TimerKey)>,
     wake: Option<(Timestamp, SpawnHandle)>,
@@ -53,7 +53,7 @@ pub(crate) struct Timers {
 /// The node is complete, and its runs are recovered. Sent once.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Begin(pub(crate) Arc<Node>);
+pub(crate) struct Begin(pub(crate) Engine);
 
 /// A timer is in the store.
 #[derive(Message)]
@@ -71,9 +71,13 @@ pub(crate) struct Disarm(pub(crate) TimerKey);
 pub(crate) struct Halt;
 
 impl Timers {
+    fn node(&self) -> Option<Arc<Node>> {
+        self.engine.as_ref().map(|engine| Arc::clone(&engine.node))
+    }
+
     /// Reads what the horizon has come to hold.
     fn read_store(&mut self, context: &mut Context<Self>) {
-        let Some(node) = self.node.clone() else { return };
+        let Some(node) = self.node() else { return };
         let courtesy = if node.shared { COURTESY } else { Duration::ZERO };
         let read = async move {
             let until = node.clock.now().after(horizon(&node));
@@ -104,11 +108,11 @@ impl Timers {
 
     /// Fires what is due, or sleeps until something is.
     fn look(&mut self, context: &mut Context<Self>) {
-        let Some(node) = self.node.clone() else { return };
+        let Some(engine) = self.engine.clone() else { return };
         if self.firing {
             return;
         }
-        let now = node.clock.now();
+        let now = engine.now();
         let mut due = Vec::new();
         while let Some((at, timer)) = self.ordered.first().copied() {
             if at > now || due.len() == FIRING {
@@ -122,7 +126,7 @@ impl Timers {
         }
         self.firing = true;
         let fire = stream::iter(due)
-            .map(move |timer| fire(Arc::clone(&node), timer))
+            .map(move |timer| fire(engine.clone(), timer))
             .buffer_unordered(FIRING)
             .filter_map(std::future::ready)
             .collect::<Vec<_>>();
@@ -158,15 +162,19 @@ fn horizon(node: &Node) -> Duration {
     if node.shared { SHARED_HORIZON } else { HORIZON }
 }
 
-/// Tells the machine that `timer` is due. Hands it back when the store could not be told.
-async fn fire(node: Arc<Node>, timer: TimerKey) -> Option<TimerKey> {
-    match timer.of_run() {
-        Some((run, command)) => fire_run(&node, timer, run, command).await,
-        // Nothing arms others yet.
-        None => None,
+/// Does what `timer` is for. Hands it back when it has to be tried again.
+async fn fire(engine: Engine, timer: TimerKey) -> Option<TimerKey> {
+    if let Some((run, command)) = timer.of_run() {
+        return fire_run(&engine.node, timer, run, command).await;
+    }
+    match timer.kind {
+        TimerKind::Schedule(number) => schedules::fire(&engine, timer, number).await,
+        // Nothing arms those of threads yet, and those of runs are done with.
+        TimerKind::FollowUp(_) | TimerKind::Ttl | TimerKind::Due(_) => None,
     }
 }
 
+/// Tells the machine that `timer` is due. Hands it back when the store could not be told.
 async fn fire_run(node: &Arc<Node>, timer: TimerKey, run: RunId, command: Command) -> Option<TimerKey> {
     let now = node.clock.now();
     match node.store.transition(None, run, command, now).await {
@@ -195,9 +203,9 @@ impl Actor for Timers {
 impl Handler<Begin> for Timers {
     type Result = ();
 
-    fn handle(&mut self, Begin(node): Begin, context: &mut Self::Context) {
-        let every = horizon(&node) / 2;
-        self.node = Some(node);
+    fn handle(&mut self, Begin(engine): Begin, context: &mut Self::Context) {
+        let every = horizon(&engine.node) / 2;
+        self.engine = Some(engine);
         self.read_store(context);
         context.run_interval(every, |actor, context| actor.read_store(context));
     }
@@ -208,8 +216,8 @@ impl Handler<Arm> for Timers {
 
     fn handle(&mut self, Arm(timer): Arm, context: &mut Self::Context) {
         // What is armed before the actor begins is found in the store.
-        let Some(node) = &self.node else { return };
-        if timer.due <= node.clock.now().after(horizon(node)) {
+        let Some(node) = self.node() else { return };
+        if timer.due <= node.clock.now().after(horizon(&node)) {
             self.ordered.remove(&(timer.due.after(COURTESY), timer));
             self.ordered.insert((timer.due, timer));
             if self.ordered.first() == Some(&(timer.due, timer)) {
@@ -232,7 +240,7 @@ impl Handler<Halt> for Timers {
     type Result = ();
 
     fn handle(&mut self, Halt: Halt, context: &mut Self::Context) {
-        self.node = None;
+        self.engine = None;
         context.stop();
     }
 }

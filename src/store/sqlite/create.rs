@@ -6,7 +6,7 @@ use super::log::{self, NewSegment};
 use super::rows::{Binder, Found, load, run_id};
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use crate::run::{Run, RunId, Spec, Timestamp};
+use crate::run::{Run, RunId, Tenant, Timestamp};
 use crate::store::spelling::{integer, json, on_disconnect_text};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
@@ -47,7 +47,7 @@ impl Creation {
     pub(super) fn write(&self, writer: &mut Writer) -> Result<Outcome, StoreError> {
         let spec = &self.run.spec;
         if let Some(key) = &self.key
-            && let Some((fingerprint, id)) = used(writer.conn(), spec, key)?
+            && let Some((fingerprint, id)) = used(writer.conn(), &spec.tenant, key)?
         {
             if fingerprint != key.fingerprint {
                 return Ok(Outcome::KeyReused);
@@ -57,10 +57,15 @@ impl Creation {
             return Ok(Outcome::Existing(Box::new(found)));
         }
         if writer.waiting() >= self.max_waiting {
-            return Ok(Outcome::TooManyWaiting);
+            let found = load(writer.conn(), spec.id)?;
+            return Ok(found.map_or(Outcome::TooManyWaiting, |found| Outcome::Existing(Box::new(found))));
         }
         let conn = writer.conn();
-        insert_run(conn, &self.run)?;
+        if !insert_run(conn, &self.run)? {
+            let found = load(conn, spec.id)?
+                .ok_or_else(|| StoreError::Corrupt(format!("run {} is there and is not", spec.id)))?;
+            return Ok(Outcome::Existing(Box::new(found)));
+        }
         self.insert_spec(conn)?;
         log::append(conn, spec.id, &self.segment)?;
         timers::follow(conn, Armed::default(), &self.run)?;
@@ -70,7 +75,7 @@ impl Creation {
             log::copy_steps(conn, from, spec.id, self.run.steps)?;
         }
         if let Some(key) = &self.key {
-            keep(conn, spec, key)?;
+            keep(conn, &spec.tenant, key, spec.id.as_bytes(), spec.created_at)?;
         }
         writer.moved(None, self.run.status);
         Ok(Outcome::New)
@@ -110,13 +115,15 @@ impl Outcome {
     }
 }
 
-fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
+/// False: there is one of its id.
+fn insert_run(conn: &Connection, run: &Run) -> Result<bool, StoreError> {
     let mut statement = conn.prepare_cached(
         "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
          error_message, reserved_seq, commit_number) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (id) DO NOTHING",
     )?;
     let spec = &run.spec;
     let mut binder = Binder::new(&mut statement);
@@ -128,36 +135,39 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
     binder.bind(spec.created_at.as_millis())?;
     binder.bind(run.status.as_str())?;
     binder.bind_state(run, run.last_seq, 0)?;
-    binder.execute()?;
-    Ok(())
+    Ok(binder.execute()? == 1)
 }
 
-/// The fingerprint and the run that the key was used for, unless that is forgotten.
-fn used(conn: &Connection, spec: &Spec, key: &IdempotencyKey) -> Result<Option<([u8; 32], RunId)>, StoreError> {
+/// The fingerprint and the id of what the key was used for, unless that is forgotten.
+pub(super) fn used(
+    conn: &Connection,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+) -> Result<Option<([u8; 32], RunId)>, StoreError> {
     let found = conn
         .prepare_cached(
             "SELECT fingerprint, run_id FROM idempotency WHERE tenant = ? AND route = ? AND key = ? AND kept_at >= ?",
         )?
-        .query_row(params![spec.tenant.as_str(), key.route, key.key, key.valid_after.as_millis()], |row| {
+        .query_row(params![tenant.as_str(), key.route, key.key, key.valid_after.as_millis()], |row| {
             Ok((row.get(0)?, run_id(row.get(1)?)))
         })
         .optional()?;
     Ok(found)
 }
 
-fn keep(conn: &Connection, spec: &Spec, key: &IdempotencyKey) -> Result<(), StoreError> {
+/// Keeps the key for what has the id `made`.
+pub(super) fn keep(
+    conn: &Connection,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+    made: &[u8; 16],
+    at: Timestamp,
+) -> Result<(), StoreError> {
     conn.prepare_cached(
         "INSERT OR REPLACE INTO idempotency (tenant, route, key, fingerprint, run_id, kept_at) \
          VALUES (?, ?, ?, ?, ?, ?)",
     )?
-    .execute(params![
-        spec.tenant.as_str(),
-        key.route,
-        key.key,
-        key.fingerprint,
-        spec.id.as_bytes(),
-        spec.created_at.as_millis()
-    ])?;
+    .execute(params![tenant.as_str(), key.route, key.key, key.fingerprint, made, at.as_millis()])?;
     Ok(())
 }
 

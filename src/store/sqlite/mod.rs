@@ -15,8 +15,10 @@ mod lock;
 mod log;
 mod node;
 mod reader;
+mod retention;
 mod rows;
 mod runs;
+mod schedules;
 mod schema;
 mod timers;
 mod transition;
@@ -47,7 +49,8 @@ use self::rows::Found;
 use self::writer::{Counts, Writer};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+    Held, IdempotencyKey, NewRun, NodeStore, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule,
+    ScheduleCreated, ScheduleStore, StoreError, Stored, TimerKey, Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -315,6 +318,48 @@ impl RunStore for SqliteStore {
         self.end();
         // Nothing is ever sent: this ends when the writer has gone.
         drop(self.ended.clone().changed().await);
+    }
+}
+
+#[async_trait]
+impl ScheduleStore for SqliteStore {
+    async fn create_schedule(
+        &self,
+        schedule: Schedule,
+        key: Option<IdempotencyKey>,
+    ) -> Result<ScheduleCreated, StoreError> {
+        self.writes.call(move |writer| schedules::create(writer.conn(), &schedule, key.as_ref())).await
+    }
+
+    async fn schedule(&self, tenant: Option<&Tenant>, id: Uuid) -> Result<Option<Schedule>, StoreError> {
+        let tenant = tenant.cloned();
+        self.reads.call(move |conn| schedules::get(conn, tenant.as_ref(), id)).await
+    }
+
+    async fn schedules(
+        &self,
+        tenant: &Tenant,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Schedule>, StoreError> {
+        let tenant = tenant.clone();
+        self.reads.call(move |conn| schedules::list(conn, &tenant, before, limit)).await
+    }
+
+    async fn advance_schedule(&self, schedule: Schedule) -> Result<bool, StoreError> {
+        self.writes.call(move |writer| schedules::advance(writer.conn(), &schedule)).await
+    }
+
+    async fn delete_schedule(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| schedules::delete(writer.conn(), &tenant, id)).await
+    }
+}
+
+#[async_trait]
+impl RetentionStore for SqliteStore {
+    async fn remove_finished(&self, before: Timestamp, limit: usize) -> Result<Vec<RunId>, StoreError> {
+        self.writes.call(move |writer| retention::remove_finished(writer.conn(), before, limit)).await
     }
 }
 

@@ -35,11 +35,21 @@ pub(super) fn follow(conn: &Connection, before: Armed, run: &Run) -> Result<(), 
             remove(conn, before)?;
         }
         if let Some(after) = after {
-            let (kind, number) = columns(after.kind);
-            conn.prepare_cached("INSERT INTO timers (due_at, run_id, kind, number) VALUES (?, ?, ?, ?)")?
-                .execute(params![after.due.as_millis(), id.as_bytes(), kind, number])?;
+            arm(conn, after)?;
         }
     }
+    Ok(())
+}
+
+/// Adds a timer.
+pub(super) fn arm(conn: &Connection, timer: TimerKey) -> Result<(), StoreError> {
+    let (kind, number) = columns(timer.kind);
+    conn.prepare_cached("INSERT INTO timers (due_at, run_id, kind, number) VALUES (?, ?, ?, ?)")?.execute(params![
+        timer.due.as_millis(),
+        timer.owner.as_bytes(),
+        kind,
+        number
+    ])?;
     Ok(())
 }
 
