@@ -30,7 +30,8 @@ const SHOWN: usize = 3;
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateScheduleBody {
     /// When it fires: a cron expression of five fields (minute, hour, day of the month, month, day of the week), six
-    /// with seconds in front, or a nickname such as `@daily`.
+    /// with seconds in front, or a nickname such as `@daily`. A time that the clocks skip fires right after the gap; one
+    /// that occurs twice fires once, unless the expression is for every hour.
     cron: String,
     /// The IANA time zone that the expression is meant in.
     #[serde(default = "utc")]

@@ -123,13 +123,17 @@ impl Engine {
             let stored = self.schedule(tenant, id).await?;
             let mut changed = stored.clone();
             change(&mut changed);
-            let now = self.now();
-            let next = self.check_schedule(&changed, now)?;
-            let when = |schedule: &Schedule| (schedule.cron.clone(), schedule.timezone.clone(), schedule.enabled);
-            if when(&changed) != when(&stored) {
-                changed.next_at = next;
+            let replanned = (&changed.cron, &changed.timezone) != (&stored.cron, &stored.timezone);
+            let enabled = changed.enabled && !stored.enabled;
+            // What makes no sense any more can still be turned off.
+            if replanned || enabled || changed.request != stored.request {
+                let next = self.check_schedule(&changed, self.now())?;
+                if replanned || enabled {
+                    changed.next_at = next;
+                }
                 changed.last_error = None;
             }
+            changed.next_at = changed.next_at.filter(|_| changed.enabled);
             changed.number += 1;
             if self.node.store.advance_schedule(changed.clone()).await? {
                 if let Some(timer) = stored.timer() {

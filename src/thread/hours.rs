@@ -89,7 +89,7 @@ pub fn next_within(at: Timestamp, hours: &Hours) -> Timestamp {
     let days = (0..=DAYS).filter_map(|days| today.checked_add(jiff::Span::new().days(days)).ok());
     let beginnings = days.flat_map(|day| {
         let begin = zone.to_ambiguous_timestamp(DateTime::from_parts(day, hours.from));
-        [begin.clone().earlier().ok(), begin.later().ok()].into_iter().flatten()
+        [begin.earlier().ok(), begin.later().ok()].into_iter().flatten()
     });
     let until = instant.checked_add(jiff::SignedDuration::from_hours(24 * DAYS)).unwrap_or(instant);
     let changes = zone.following(instant).map(|change| change.timestamp()).take_while(|change| *change <= until);

@@ -193,7 +193,13 @@ async fn ended(store: &dyn Store, number: u64, status: Status, at: Timestamp) {
             assert_eq!(store.create(keyed(number, &number.to_string(), 1)).await.unwrap(), Created::New);
             done(transition(store, id(number), Command::Cancel, at).await);
         }
-        _ => {
+        Status::Scheduled
+        | Status::Queued
+        | Status::Running
+        | Status::Waiting
+        | Status::Completed
+        | Status::Failed
+        | Status::Expired => {
             let mut owner = Owner::of_new(store, number).await;
             commit(store, owner.step()).await;
             let (attempt, usage) = (owner.run.attempt, USED);
