@@ -298,8 +298,9 @@ section! {
     /// Schedules.
     pub struct Schedules {
         /// How late a schedule may fire and still be in time. What is later counts as missed: it makes one run for all
-        /// missed firings, or none, as the schedule says. A minute covers a restart of the only node.
-        pub grace: Duration = MINUTE => Span(Duration::ZERO, DAY);
+        /// missed firings, or none, as the schedule says. A minute covers a restart of the only node; every firing takes
+        /// some milliseconds.
+        pub grace: Duration = MINUTE => Span(s(1), DAY);
     }
 }
 

@@ -1,9 +1,8 @@
 //! When a cron expression fires in a time zone.
 //!
-//! [`croner`] parses and matches: it is maintained (since 2023; version 4 searches for the times of `jiff`, which
-//! is the calendar here already), used by the schedulers of other projects, takes seconds, and knows `L`, `W` and `#`.
-//! `cronexpr` has no seconds; `jiff-cron` wants them always, numbers the days of the week from 1, and leaves out
-//! what a gap skips. croner's own handling of daylight saving time has changed with most of its releases, and treats
+//! [`croner`] parses and matches: it is maintained, searches the calendar of `jiff`, which is the one here already,
+//! takes seconds or none, and knows `L`, `W` and `#`. `cronexpr` has no seconds, and `jiff-cron` wants them always.
+//! croner's own handling of daylight saving time has changed in several releases (the last time in 4.0.3), and treats
 //! `0,30 2 * * *` otherwise than `0 2 * * *`, so it is asked about plain calendars only, where there is none; what
 //! follows is decided here:
 //!
