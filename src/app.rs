@@ -25,7 +25,7 @@ use crate::agent::{Agent, AgentCard, Agents};
 use crate::api::{self, Access, ApiSettings, ApiState, ModelCard};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, AgentKind, Config, Protocol, StoreUrl};
-use crate::engine::{Engine, FeedSettings, Ingest, Parts, Role, Settings};
+use crate::engine::{Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings};
 use crate::ingest::Mapping;
 use crate::run::Backoff;
 use crate::store::{Proposal, Store, StoreError};
@@ -526,6 +526,13 @@ fn engine_settings(config: &Config, node: String) -> Settings {
         },
         lease: config.recovery.lease,
         sweep_interval: config.recovery.sweep_interval,
+        schedule_grace: config.schedules.grace,
+        retention: Retention {
+            runs: Some(config.retention.runs).filter(|kept| !kept.is_zero()),
+            threads: Some(config.retention.threads).filter(|kept| !kept.is_zero()),
+            batch: config.retention.batch,
+            interval: config.retention.interval,
+        },
         max_input: config.limits.max_input,
         max_waiting: config.limits.max_waiting as u64,
         max_pending: config.limits.max_pending,

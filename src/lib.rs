@@ -10,6 +10,8 @@
 //! | --- | --- |
 //! | [`run`] | the state machine, pure: status, command, event, effect; frames; retry arithmetic |
 //! | [`engine`] | the actors that execute runs, and the handle to them: supervisor, run actor, timers, feed, dispatcher, recovery |
+//! | [`schedule`] | when a schedule fires: cron in a time zone, pure |
+//! | [`thread`] | what belongs to conversations: hours within which something may happen, pure |
 //! | [`ingest`] | from the messages of foreign producers to wishes for runs, pure |
 //! | [`agent`] | what executes a run: the trait, the model agent with its providers, the scripted agent |
 //! | [`store`] | the truth: the contract, the SQLite adapter |
@@ -29,6 +31,7 @@ pub mod config;
 pub mod engine;
 pub mod ingest;
 pub mod run;
+pub mod schedule;
 pub mod store;
 pub mod telemetry;
 pub mod thread;

@@ -8,6 +8,7 @@ mod openapi;
 mod problem;
 mod queues;
 mod runs;
+mod schedules;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -114,6 +115,20 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
     ] {
         scope = scope.service(web::resource(path).route(route).default_service(only("POST")));
     }
+    scope = scope
+        .service(
+            web::resource("/v1/schedules")
+                .get(schedules::list)
+                .post(schedules::create)
+                .default_service(only("GET, POST")),
+        )
+        .service(
+            web::resource("/v1/schedules/{id}")
+                .get(schedules::get)
+                .patch(schedules::change)
+                .delete(schedules::delete)
+                .default_service(only("GET, PATCH, DELETE")),
+        );
     scope = scope.service(
         web::resource("/v1/queues/dead/{id}")
             .get(queues::get)

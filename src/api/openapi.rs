@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{node, object, problem, queues, runs};
+use super::{node, object, problem, queues, runs, schedules};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,11 @@ use super::{node, object, problem, queues, runs};
         runs::wait,
         runs::cancel,
         runs::retry,
+        schedules::create,
+        schedules::list,
+        schedules::get,
+        schedules::change,
+        schedules::delete,
         queues::depths,
         queues::list,
         queues::get,

@@ -7,7 +7,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{CreateError, RequeueError, RunRequestError};
+use crate::engine::{CreateError, RequeueError, RunRequestError, ScheduleError};
 use crate::store::StoreError;
 use crate::thread::Refusal;
 
@@ -63,7 +63,7 @@ codes! {
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// Without API keys only loopback host names are answered.
     ForbiddenHost = "forbidden_host", FORBIDDEN;
-    /// There is no such run or route.
+    /// There is no such run, schedule, dead letter or route.
     NotFound = "not_found", NOT_FOUND;
     /// The route does not take this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
@@ -79,6 +79,8 @@ codes! {
     ThreadBusy = "thread_busy", CONFLICT;
     /// People have taken the thread over.
     ThreadHandedOff = "thread_handed_off", CONFLICT;
+    /// The run is gone: it ended longer ago than `retention.runs`.
+    Gone = "gone", GONE;
     /// The body is larger than `server.max_body`.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE;
     /// The input is larger than `limits.max_input`.
@@ -241,11 +243,22 @@ impl From<RequeueError> for Problem {
     }
 }
 
+impl From<ScheduleError> for Problem {
+    fn from(error: ScheduleError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ScheduleError::Missing => Self::new(Code::NotFound, detail),
+            ScheduleError::Refused(error) => error.into(),
+        }
+    }
+}
+
 impl From<RunRequestError> for Problem {
     fn from(error: RunRequestError) -> Self {
         let detail = error.to_string();
         match error {
             RunRequestError::Missing => Self::no_run(),
+            RunRequestError::Gone => Self::new(Code::Gone, detail),
             RunRequestError::NotFinal(_) => Self::new(Code::RunNotFinal, detail),
             RunRequestError::Beyond { .. } => Self::new(Code::SequenceBeyondLog, detail),
             RunRequestError::Store(error) => error.into(),

@@ -278,11 +278,11 @@ pub(super) fn page_limit(query: &mut Query, state: &ApiState) -> Result<usize, P
     }
 }
 
-fn encode_cursor(id: RunId) -> String {
+pub(super) fn encode_cursor(id: RunId) -> String {
     URL_SAFE_NO_PAD.encode(id.as_bytes())
 }
 
-fn decode_cursor(cursor: &str) -> Option<RunId> {
+pub(super) fn decode_cursor(cursor: &str) -> Option<RunId> {
     let bytes: [u8; 16] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
     Some(RunId::from_uuid(uuid::Uuid::from_bytes(bytes)))
 }

@@ -33,8 +33,8 @@ use std::{collections::BTreeMap, path::Path};
 pub use faults::{ConfigError, Fault, Origin};
 pub use render::example_toml;
 pub use sections::{
-    Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Postgres, Provider, Recovery, Redis, Runs, Server, Sqlite,
-    Worker,
+    Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Postgres, Provider, Recovery, Redis, Retention, Runs,
+    Schedules, Server, Sqlite, Worker,
 };
 pub use values::{
     AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,

@@ -27,6 +27,7 @@ const fn s(seconds: u64) -> Duration {
 const MINUTE: Duration = s(60);
 const HOUR: Duration = s(3_600);
 const DAY: Duration = s(86_400);
+const YEAR: Duration = s(31_557_600);
 
 section! {
     /// The configuration of a node. Everything has a default: a node starts without any file.
@@ -80,6 +81,10 @@ section! {
         pub feed: Feed;
         /// The search for runs that were left behind.
         pub recovery: Recovery;
+        /// Schedules.
+        pub schedules: Schedules;
+        /// How long what has ended is kept.
+        pub retention: Retention;
         /// The node's own log.
         pub log: Log;
         /// The model providers by name; `openai` is always there.
@@ -288,6 +293,34 @@ section! {
         /// times as often. A run whose worker has died is found so much later, and the next sweep; a worker that cannot
         /// reach the store for so long suspends its runs. Without meaning on SQLite, which has one process.
         pub lease: Duration = s(15) => Span(s(1), s(600));
+    }
+}
+
+section! {
+    /// Schedules.
+    pub struct Schedules {
+        /// How late a schedule may fire and still be in time. What is later counts as missed: it makes one run for all
+        /// missed firings, or none, as the schedule says. A minute covers a restart of the only node; every firing takes
+        /// some milliseconds.
+        pub grace: Duration = MINUTE => Span(s(1), DAY);
+    }
+}
+
+section! {
+    /// How long what has ended is kept. What is removed is gone from the store with all that belongs to it.
+    pub struct Retention {
+        /// How long a run is kept from its end on, with its events, steps, result, dead letter and idempotency keys; then
+        /// a request for it is answered with 410. A month is enough to look into what went wrong, and bounds the disk
+        /// that is needed. "0s" keeps runs for ever.
+        pub runs: Duration = s(30 * 86_400) => Span(Duration::ZERO, s(10 * YEAR.as_secs()));
+        /// How long a thread is kept in which nothing happens. People come back to conversations late. "0s" keeps
+        /// threads for ever.
+        pub threads: Duration = YEAR => Span(Duration::ZERO, s(10 * YEAR.as_secs()));
+        /// How many runs are removed at a time. More is done with fewer writes; fewer never keep other writes waiting.
+        /// One that takes the store too long is made smaller by itself.
+        pub batch: usize = 200 => Int(1, 10_000);
+        /// How often is looked for what has to go. Removal goes on in batches, with pauses, until nothing is left.
+        pub interval: Duration = MINUTE => Span(ms(100), DAY);
     }
 }
 

@@ -189,14 +189,29 @@ impl Engine {
         self.accept(spec, due, 0, key, now).await
     }
 
+    /// Accepts a run of this id, with one label more, or finds it: the flag says whether it was there before.
+    pub(super) async fn create_as(
+        &self,
+        id: RunId,
+        wish: CreateRun,
+        label: (String, String),
+    ) -> Result<(Stored, bool), CreateError> {
+        let now = self.now();
+        let (mut spec, due, key) = self.check(wish, now)?;
+        spec.id = id;
+        spec.metadata.extend([label]);
+        self.accept(spec, due, 0, key, now).await
+    }
+
     /// Accepts a run that goes on from the last finished step of one that failed or was cancelled.
     pub async fn retry(&self, tenant: &Tenant, id: RunId, key: Option<Key>) -> Result<(Stored, bool), CreateError> {
         let now = self.now();
         let Stored { run, .. } = self.get(tenant, id).await.map_err(|error| match error {
             RunRequestError::Store(error) => CreateError::Store(error),
-            RunRequestError::Missing | RunRequestError::NotFinal(_) | RunRequestError::Beyond { .. } => {
-                CreateError::Missing
-            }
+            RunRequestError::Missing
+            | RunRequestError::Gone
+            | RunRequestError::NotFinal(_)
+            | RunRequestError::Beyond { .. } => CreateError::Missing,
         })?;
         if !matches!(run.status, Status::Failed | Status::Cancelled) {
             return Err(CreateError::NotRetryable(run.status));

@@ -22,7 +22,9 @@ mod mailbox;
 mod outage;
 mod peers;
 mod recovery;
+mod retention;
 mod run_actor;
+mod schedules;
 mod supervisor;
 mod threads;
 mod timers;
@@ -56,6 +58,8 @@ pub use create::{CreateError, CreateRun, Key, Start};
 pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
+pub use retention::Retention;
+pub use schedules::{CreateSchedule, ScheduleError};
 pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 pub use timetable::Timetable;
 
@@ -156,6 +160,10 @@ pub struct Settings {
     pub lease: Duration,
     /// How often lost wake-ups are made up for, and runs looked for whose lease has ended.
     pub sweep_interval: Duration,
+    /// How late a schedule may fire and still be in time.
+    pub schedule_grace: Duration,
+    /// How long what has ended is kept.
+    pub retention: Retention,
     /// The largest input, in bytes of text.
     pub max_input: usize,
     /// The most runs that may be scheduled or queued.
@@ -230,6 +238,9 @@ pub enum RunRequestError {
     /// There is no such run, or it is another tenant's.
     #[error("there is no such run")]
     Missing,
+    /// There is no such run, and it is so old that it may have been removed for its age.
+    #[error("the run is gone: it ended longer ago than runs are kept")]
+    Gone,
     /// The run has not ended.
     #[error("the run is {0}, which is not final")]
     NotFinal(Status),
@@ -365,6 +376,7 @@ impl Engine {
                 actix::spawn(leases::watch(Arc::clone(node), self.life.closed.clone()));
             }
             actix::spawn(recovery::sweep(Arc::clone(node), stop.clone()));
+            actix::spawn(retention::keep(Arc::clone(node), stop.clone()));
             actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop.clone()));
         }
         for (name, source) in self.life.sources.lock().drain(..) {
@@ -377,7 +389,13 @@ impl Engine {
 
     /// The tenant's run `id`.
     pub async fn get(&self, tenant: &Tenant, id: RunId) -> Result<Stored, RunRequestError> {
-        self.node.store.get(tenant, id).await?.ok_or(RunRequestError::Missing)
+        self.node.store.get(tenant, id).await?.ok_or_else(|| self.missing(id))
+    }
+
+    /// What to say of a run that is not there.
+    fn missing(&self, id: RunId) -> RunRequestError {
+        let removed = |created| self.node.settings.retention.may_have_removed(created, self.now());
+        if id.made_at().is_some_and(removed) { RunRequestError::Gone } else { RunRequestError::Missing }
     }
 
     /// The tenant's runs that match `filter`, youngest first, at most `limit`.
@@ -407,7 +425,7 @@ impl Engine {
             Opened::Viewer(viewer) => Ok(Watched::Viewer(viewer)),
             Opened::SeenAll => Ok(Watched::SeenAll),
             Opened::Beyond { last } => Err(RunRequestError::Beyond { last }),
-            Opened::Missing => Err(RunRequestError::Missing),
+            Opened::Missing => Err(self.missing(id)),
         }
     }
 
@@ -429,7 +447,7 @@ impl Engine {
     pub async fn cancel(&self, tenant: &Tenant, id: RunId) -> Result<Cancelled, RunRequestError> {
         let now = self.node.clock.now();
         match self.node.store.transition(Some(tenant), id, Command::Cancel, now).await? {
-            Transition::Missing => Err(RunRequestError::Missing),
+            Transition::Missing => Err(self.missing(id)),
             Transition::Rejected(stored, Rejection::Final(_)) => Ok(Cancelled::Final(stored)),
             Transition::Rejected(stored, _) => Ok(Cancelled::Requested(stored)),
             Transition::Handed(stored) => {
@@ -476,7 +494,7 @@ impl Engine {
                 self.node.feed.removed(id);
                 Ok(())
             }
-            Deleted::Missing => Err(RunRequestError::Missing),
+            Deleted::Missing => Err(self.missing(id)),
             Deleted::NotFinal(status) => Err(RunRequestError::NotFinal(status)),
         }
     }

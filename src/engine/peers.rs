@@ -131,6 +131,12 @@ impl Peers {
         missing
     }
 
+    /// Some other live node has an agent of this name, as far as is known.
+    pub(crate) fn have(&self, agent: &str) -> bool {
+        let known = self.known.read();
+        known.others.iter().flat_map(|card| &card.agents).any(|offer| offer.agent == agent)
+    }
+
     /// Some live worker has the agent, as far as is known.
     pub(crate) fn offered(&self, agent: &str, version: &str) -> bool {
         let known = self.known.read();

@@ -1,6 +1,9 @@
 //! What the binary cannot be made to do from outside: a run's actor that dies, a store that stalls between two
 //! nodes that are not on one machine.
 
+mod retention;
+mod schedules;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -72,6 +75,8 @@ fn settings() -> Settings {
         },
         lease: Duration::from_secs(15),
         sweep_interval: Duration::from_secs(3600),
+        schedule_grace: Duration::from_secs(60),
+        retention: Retention { runs: None, threads: None, batch: 100, interval: Duration::from_secs(3600) },
         max_input: 1 << 20,
         max_waiting: 100,
         max_pending: 100,

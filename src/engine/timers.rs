@@ -1,4 +1,4 @@
-//! The timers of the runs that wait: one ordered structure, fed by rows of the store.
+//! The timers of the runs that wait and of schedules: one ordered structure, fed by rows of the store.
 //!
 //! The rows are the truth. What is due within the horizon is kept in memory, ordered by due time, and
 //! read again from the store every half horizon: so memory holds what fires soon and no more, and a
@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use super::recovery::settle;
 use super::threads::follow_up;
 use super::timetable::Timetable;
-use super::{Engine, Node};
+use super::{Engine, Node, schedules};
 use crate::run::{Command, RunId, Timestamp};
 use crate::store::{TimerKey, TimerKind, Transition};
 
@@ -158,8 +158,7 @@ async fn fire(engine: Engine, timer: TimerKey) -> Option<TimerKey> {
         TimerKind::Ttl => fire_run(&engine.node, timer, Command::Expire).await,
         TimerKind::Due(number) => fire_run(&engine.node, timer, Command::Fire { timer: number }).await,
         TimerKind::FollowUp(number) => follow_up(&engine, timer, number).await,
-        // Nothing arms these yet.
-        TimerKind::Schedule(_) => None,
+        TimerKind::Schedule(number) => schedules::fire(&engine, timer, number).await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The store keeps the truth: which runs there are, how they stand, and what their logs say.
 //!
-//! [`Store`] is the contract: [`RunStore`], [`ThreadStore`], [`DeadLetterStore`] and [`NodeStore`] together. `sqlite`
+//! [`Store`] is the contract: [`RunStore`], [`ThreadStore`], [`ScheduleStore`], [`DeadLetterStore`], [`RetentionStore`]
+//! and [`NodeStore`] together. `sqlite`
 //! implements it for one process, `postgres` for many. No SQL dialect shows in the contract, and the
 //! adapters do not decide anything: every change of a run's state is the pure machine's
 //! (`crate::run`), made under the row's lock or by the run's owner.
@@ -12,6 +13,8 @@
 
 mod error;
 pub mod postgres;
+mod retention;
+mod schedules;
 mod spelling;
 pub mod sqlite;
 #[cfg(test)]
@@ -32,20 +35,23 @@ use crate::thread::FollowUpRule;
 pub use crate::run::{Changed, StepRecord};
 
 pub use error::StoreError;
+pub use retention::RetentionStore;
+pub use schedules::{Schedule, ScheduleCreated, ScheduleStore};
 pub use threads::{
     Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, ThreadCreated, ThreadDeleted, ThreadStore,
 };
 
 /// All that a store keeps.
-pub trait Store: RunStore + ThreadStore + DeadLetterStore + NodeStore {}
+pub trait Store: RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore {}
 
-impl<S: RunStore + ThreadStore + DeadLetterStore + NodeStore> Store for S {}
+impl<S: RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore> Store for S {}
 
 /// Keeps runs, their logs, steps, timers and commands. All methods are cancellation safe: a dropped
 /// call either happened as a whole or not at all.
 #[async_trait]
 pub trait RunStore: Send + Sync + 'static {
-    /// Creates a run, with its first events, its timers and its idempotency key, in one transaction.
+    /// Creates a run, with its first events, its timers and its idempotency key, in one transaction. A run of the
+    /// same id that is there already is found, whatever its key.
     async fn create(&self, new: NewRun) -> Result<Created, StoreError>;
 
     /// The tenant's run `id`.
@@ -327,7 +333,7 @@ pub struct IdempotencyKey {
 pub enum Created {
     /// The run exists now.
     New,
-    /// The key was used before with the same body: this is the first one's run.
+    /// The key was used before with the same body: this is the first one's run. Or the run was created before.
     Existing(Box<Stored>),
     /// The key was used before with another body.
     KeyReused,

@@ -10,6 +10,7 @@ mod moving;
 mod nodes;
 mod reading;
 mod recovering;
+mod schedules;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub(crate) use moving::*;
 pub(crate) use nodes::*;
 pub(crate) use reading::*;
 pub(crate) use recovering::*;
+pub(crate) use schedules::*;
 
 /// A store of its own for each case.
 #[async_trait]
@@ -94,6 +96,15 @@ macro_rules! store_suite {
             a_failed_run_leaves_a_dead_letter
             a_run_that_was_recovered_for_the_last_time_leaves_a_dead_letter
             dead_letters_are_listed_by_pages_and_discarded
+            a_schedule_is_found_as_it_was_created_with_its_timer
+            schedules_are_listed_by_stable_pages
+            a_key_finds_the_schedule_of_the_first_request
+            of_many_requests_with_one_key_one_creates_a_schedule
+            a_schedule_advances_once_for_each_number
+            a_deleted_schedule_leaves_nothing
+            a_run_that_is_there_already_is_found
+            runs_are_removed_when_they_ended_long_ago
+            several_nodes_remove_each_run_once
             the_first_node_decides_what_is_agreed
             counts_match_a_scan_after_any_history
             a_closed_store_refuses_everything

@@ -14,6 +14,8 @@ mod local_model;
 mod model;
 mod operate;
 mod refuse;
+mod retention;
+mod schedules;
 mod servers;
 mod stream;
 mod survive;

@@ -33,7 +33,7 @@ pub struct Viewer {
     slot: usize,
     watches: bool,
     seen: u64,
-    reading: Option<BoxFuture<'static, Result<Vec<Segment>, StoreError>>>,
+    reading: Option<BoxFuture<'static, Result<Option<Vec<Segment>>, StoreError>>>,
     loaded: VecDeque<Segment>,
     heartbeat: Option<(Duration, Pin<Box<Sleep>>)>,
     end: Option<End>,
@@ -94,8 +94,13 @@ impl Viewer {
                     return Poll::Ready(None);
                 }
                 Read::Stored { until } => match ready!(self.poll_store(context)) {
-                    Ok(segments) if segments.is_empty() => self.seen = until,
-                    Ok(segments) => self.loaded = segments.into(),
+                    Ok(Some(segments)) if segments.is_empty() => self.seen = until,
+                    Ok(Some(segments)) => self.loaded = segments.into(),
+                    // What memory still holds of it would lack what lies between.
+                    Ok(None) => {
+                        self.end = Some(End::Cut);
+                        return Poll::Ready(None);
+                    }
                     Err(error) => {
                         // The viewer comes back with its number, and by then the store may answer.
                         tracing::debug!(run = %self.log.id, %error, "cannot read the log for a viewer");
@@ -106,10 +111,16 @@ impl Viewer {
         }
     }
 
-    fn poll_store(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<Segment>, StoreError>> {
+    /// The next segments; none of a run that was removed.
+    fn poll_store(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Vec<Segment>>, StoreError>> {
         let reading = self.reading.get_or_insert_with(|| {
             let (store, id, seen) = (self.feed.store(), self.log.id, self.seen);
-            async move { store.segments(id, seen, READ_BYTES).await }.boxed()
+            async move {
+                let segments = store.segments(id, seen, READ_BYTES).await?;
+                let removed = segments.is_empty() && store.heads(&[id]).await?.is_empty();
+                Ok(Some(segments).filter(|_| !removed))
+            }
+            .boxed()
         });
         let read = ready!(reading.poll_unpin(context));
         self.reading = None;

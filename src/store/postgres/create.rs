@@ -27,7 +27,8 @@ use crate::run::{RunId, Timestamp};
 use crate::store::spelling::{integer, json, on_disconnect_text, unsigned};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
-/// Takes the keys, and inserts the runs whose keys could be taken and whose steps are still there to be copied.
+/// Takes the keys, and inserts the runs whose keys could be taken and whose steps are still there to be copied, but
+/// for those that are there already.
 const WRITE: &str = concat!(
     "WITH possible AS MATERIALIZED (SELECT * FROM unnest(",
     batch_arrays!(),
@@ -44,14 +45,16 @@ const WRITE: &str = concat!(
      ON CONFLICT (tenant, route, key) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, run_id = EXCLUDED.run_id, \
      kept_at = EXCLUDED.kept_at WHERE k.kept_at < (SELECT valid_after FROM possible WHERE id = EXCLUDED.run_id) \
      RETURNING run_id), \
-     new AS MATERIALIZED (SELECT * FROM possible WHERE key IS NULL OR id IN (SELECT run_id FROM keys)), \
+     wanted AS MATERIALIZED (SELECT * FROM possible WHERE key IS NULL OR id IN (SELECT run_id FROM keys)), \
      runs AS (INSERT INTO runcast_runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, \
      failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
      finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
      error_message, reserved_seq, commit_number) SELECT id, tenant, agent, agent_version, priority, created_at, \
      status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
-     outcome, error_code, error_message, reserved_seq, commit_number FROM new), \
+     outcome, error_code, error_message, reserved_seq, commit_number FROM wanted \
+     ON CONFLICT (id) DO NOTHING RETURNING id), \
+     new AS MATERIALIZED (SELECT * FROM wanted WHERE id IN (SELECT id FROM runs)), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
      on_disconnect, retry_of, correlation_id) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
      on_disconnect, retry_of, correlation_id FROM new), ",
@@ -256,18 +259,20 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
-/// What the keys of `items` were used for before; nothing for those without a key, or with one that is free.
+/// What the keys of `items` were used for before, or else their runs, if they were created before.
 async fn found(conn: &Conn, items: &[&Creation]) -> Result<HashMap<RunId, Result<Created, StoreError>>, Failure> {
-    let keyed: Vec<_> = items.iter().filter_map(|item| Some((item.run(), item.key()?))).collect();
-    if keyed.is_empty() {
+    if items.is_empty() {
         return Ok(HashMap::new());
     }
+    let keyed: Vec<_> = items.iter().filter_map(|item| Some((item.run(), item.key()?))).collect();
     let tenants: Vec<_> = keyed.iter().map(|(_, (tenant, _))| plain(tenant)).collect();
     let routes: Vec<_> = keyed.iter().map(|(_, (_, key))| plain(key.route)).collect();
     let names: Vec<_> = keyed.iter().map(|(_, (_, key))| plain(&key.key)).collect();
     let valid: Vec<_> = keyed.iter().map(|(_, (_, key))| key.valid_after.as_millis()).collect();
     let (mut found, mut wanted) = (HashMap::new(), Vec::new());
-    for row in conn.query(USED, &[&tenants, &routes, &names, &valid]).await? {
+    let used =
+        if keyed.is_empty() { Vec::new() } else { conn.query(USED, &[&tenants, &routes, &names, &valid]).await? };
+    for row in used {
         let (at, fingerprint, run): (i64, &[u8], Uuid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let (id, (_, key)) = keyed[usize::try_from(at - 1).unwrap_or(0)];
         if fingerprint == key.fingerprint {
@@ -276,6 +281,9 @@ async fn found(conn: &Conn, items: &[&Creation]) -> Result<HashMap<RunId, Result
             found.insert(id, Ok(Created::KeyReused));
         }
     }
+    let unsaid = items.iter().map(|item| item.run()).filter(|id| !found.contains_key(id));
+    let unsaid = unsaid.filter(|id| !wanted.iter().any(|(of_key, _)| of_key == id)).collect::<Vec<_>>();
+    wanted.extend(unsaid.into_iter().map(|id| (id, *id.as_uuid())));
     let mut runs = HashMap::new();
     if !wanted.is_empty() {
         let ids: HashSet<Uuid> = wanted.iter().map(|(_, run)| *run).collect();

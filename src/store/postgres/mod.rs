@@ -23,8 +23,10 @@ mod link;
 mod log;
 mod node;
 mod options;
+mod retention;
 mod rows;
 mod runs;
+mod schedules;
 mod schema;
 mod threads;
 mod timers;
@@ -50,7 +52,8 @@ use self::lane::Lane;
 use self::link::{Link, Share};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+    Held, IdempotencyKey, NewRun, NodeStore, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule,
+    ScheduleCreated, ScheduleStore, StoreError, Stored, TimerKey, Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -250,6 +253,47 @@ impl RunStore for PostgresStore {
         self.creations.close().await;
         self.commits.close().await;
         self.link.close().await;
+    }
+}
+
+#[async_trait]
+impl ScheduleStore for PostgresStore {
+    async fn create_schedule(
+        &self,
+        schedule: Schedule,
+        key: Option<IdempotencyKey>,
+    ) -> Result<ScheduleCreated, StoreError> {
+        let (schedule, key) = (&schedule, key.as_ref());
+        self.run(|conn| async move { schedules::create(&conn, schedule, key).await }).await
+    }
+
+    async fn schedule(&self, tenant: Option<&Tenant>, id: Uuid) -> Result<Option<Schedule>, StoreError> {
+        self.run(|conn| async move { schedules::get(&conn, tenant, id).await }).await
+    }
+
+    async fn schedules(
+        &self,
+        tenant: &Tenant,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Schedule>, StoreError> {
+        self.run(|conn| async move { schedules::list(&conn, tenant, before, limit).await }).await
+    }
+
+    async fn advance_schedule(&self, schedule: Schedule) -> Result<bool, StoreError> {
+        let schedule = &schedule;
+        self.run(|conn| async move { schedules::advance(&conn, schedule).await }).await
+    }
+
+    async fn delete_schedule(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {
+        self.run(|conn| async move { schedules::delete(&conn, tenant, id).await }).await
+    }
+}
+
+#[async_trait]
+impl RetentionStore for PostgresStore {
+    async fn remove_finished(&self, before: Timestamp, limit: usize) -> Result<Vec<RunId>, StoreError> {
+        self.run(|conn| async move { retention::remove_finished(&conn, before, limit).await }).await
     }
 }
 

@@ -210,7 +210,7 @@ impl<'r> Columns<'r> {
         self.take().map(Timestamp::from_millis)
     }
 
-    fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.take::<Option<_>>()?.map(Timestamp::from_millis))
     }
 

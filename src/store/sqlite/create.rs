@@ -59,19 +59,26 @@ impl Creation {
             return Ok(Outcome::Existing(Box::new(found)));
         }
         if writer.waiting() >= self.max_waiting {
-            return Ok(Outcome::TooManyWaiting);
+            let found = load(writer.conn(), spec.id)?;
+            return Ok(found.map_or(Outcome::TooManyWaiting, |found| Outcome::Existing(Box::new(found))));
         }
-        self.insert(writer)?;
+        if !self.insert(writer)? {
+            let found = load(writer.conn(), spec.id)?
+                .ok_or_else(|| StoreError::Corrupt(format!("run {} is there and is not", spec.id)))?;
+            return Ok(Outcome::Existing(Box::new(found)));
+        }
         if let Some(key) = &self.key {
             keep(writer.conn(), &spec.tenant, key, *spec.id.as_uuid(), spec.created_at)?;
         }
         Ok(Outcome::New)
     }
 
-    /// Creates the run, whatever its key and the bound say.
-    pub(super) fn insert(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    /// Creates the run, whatever its key and the bound say. False: there is one of its id.
+    pub(super) fn insert(&self, writer: &mut Writer) -> Result<bool, StoreError> {
         let (conn, spec) = (writer.conn(), &self.run.spec);
-        insert_run(conn, &self.run)?;
+        if !insert_run(conn, &self.run)? {
+            return Ok(false);
+        }
         self.insert_spec(conn)?;
         log::append(conn, spec.id, &self.segment)?;
         timers::follow(conn, Armed::default(), &self.run)?;
@@ -81,7 +88,7 @@ impl Creation {
             log::copy_steps(conn, from, spec.id, self.run.steps)?;
         }
         writer.moved(None, self.run.status);
-        Ok(())
+        Ok(true)
     }
 
     fn insert_spec(&self, conn: &Connection) -> Result<(), StoreError> {
@@ -119,13 +126,15 @@ impl Outcome {
     }
 }
 
-fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
+/// False: there is one of its id.
+fn insert_run(conn: &Connection, run: &Run) -> Result<bool, StoreError> {
     let mut statement = conn.prepare_cached(
         "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
          error_message, reserved_seq, commit_number, thread_id) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (id) DO NOTHING",
     )?;
     let spec = &run.spec;
     let mut binder = Binder::new(&mut statement);
@@ -138,11 +147,10 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
     binder.bind(run.status.as_str())?;
     binder.bind_state(run, run.last_seq, 0)?;
     binder.bind(spec.thread.as_ref().map(ThreadId::as_bytes))?;
-    binder.execute()?;
-    Ok(())
+    Ok(binder.execute()? == 1)
 }
 
-/// The fingerprint and what the key was used for, unless that is forgotten.
+/// The fingerprint and the id of what the key was used for, unless that is forgotten.
 pub(super) fn used(
     conn: &Connection,
     tenant: &Tenant,

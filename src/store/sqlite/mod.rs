@@ -15,8 +15,10 @@ mod lock;
 mod log;
 mod node;
 mod reader;
+mod retention;
 mod rows;
 mod runs;
+mod schedules;
 mod schema;
 mod threads;
 mod timers;
@@ -48,9 +50,9 @@ use self::rows::Found;
 use self::writer::{Counts, Writer};
 use super::{
     Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
-    DeadLetterStore, Deleted, Depths, Discard, HandOff, Head, Held, Moved, NewRun, NewThread, NodeStore, Patch,
-    Proposal, Queued, RunFilter, RunStore, StoreError, Stored, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey,
-    Transition,
+    DeadLetterStore, Deleted, Depths, Discard, HandOff, Head, Held, IdempotencyKey, Moved, NewRun, NewThread,
+    NodeStore, Patch, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore,
+    StoreError, Stored, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey, Transition,
 };
 use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
 use crate::thread::{Event, Thread, ThreadMessage};
@@ -390,6 +392,48 @@ impl ThreadStore for SqliteStore {
 
     async fn thread_log(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
         self.reads.call(move |conn| threads::events(conn, id, after, limit)).await
+    }
+}
+
+#[async_trait]
+impl ScheduleStore for SqliteStore {
+    async fn create_schedule(
+        &self,
+        schedule: Schedule,
+        key: Option<IdempotencyKey>,
+    ) -> Result<ScheduleCreated, StoreError> {
+        self.writes.call(move |writer| schedules::create(writer.conn(), &schedule, key.as_ref())).await
+    }
+
+    async fn schedule(&self, tenant: Option<&Tenant>, id: Uuid) -> Result<Option<Schedule>, StoreError> {
+        let tenant = tenant.cloned();
+        self.reads.call(move |conn| schedules::get(conn, tenant.as_ref(), id)).await
+    }
+
+    async fn schedules(
+        &self,
+        tenant: &Tenant,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Schedule>, StoreError> {
+        let tenant = tenant.clone();
+        self.reads.call(move |conn| schedules::list(conn, &tenant, before, limit)).await
+    }
+
+    async fn advance_schedule(&self, schedule: Schedule) -> Result<bool, StoreError> {
+        self.writes.call(move |writer| schedules::advance(writer.conn(), &schedule)).await
+    }
+
+    async fn delete_schedule(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| schedules::delete(writer.conn(), &tenant, id)).await
+    }
+}
+
+#[async_trait]
+impl RetentionStore for SqliteStore {
+    async fn remove_finished(&self, before: Timestamp, limit: usize) -> Result<Vec<RunId>, StoreError> {
+        self.writes.call(move |writer| retention::remove_finished(writer.conn(), before, limit)).await
     }
 }
 

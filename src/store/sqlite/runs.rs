@@ -112,7 +112,13 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<De
         // A status that nobody can read must not keep the run from being removed.
         Some(_) | None => {}
     }
-    // A run that has ended has no timers.
+    remove(conn, id)?;
+    Ok(Deleted::Done)
+}
+
+/// Removes a run that has ended, with all that belongs to it.
+pub(super) fn remove(conn: &Connection, id: RunId) -> Result<(), StoreError> {
+    // It has no timers.
     for sql in [
         "DELETE FROM segments WHERE run_id = ?",
         "DELETE FROM steps WHERE run_id = ?",
@@ -125,7 +131,7 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<De
     ] {
         conn.prepare_cached(sql)?.execute([id.as_bytes()])?;
     }
-    Ok(Deleted::Done)
+    Ok(())
 }
 
 /// How many runs have each status that is not final.

@@ -237,7 +237,8 @@ fn write(writer: &mut Writer, was: &Thread, change: &Change, before: &[Before]) 
     }
     if let Some(created) = &change.created {
         let (run, segment) = (created.run.clone(), created.segment.clone());
-        Creation::new(NewRun { run, segment, key: None, max_waiting: u64::MAX })?.insert(writer)?;
+        let creation = Creation::new(NewRun { run, segment, key: None, max_waiting: u64::MAX })?;
+        creation.insert(writer)?;
     }
     let conn = writer.conn();
     for message in &change.messages {
@@ -297,7 +298,7 @@ fn rearm(conn: &Connection, was: &Thread, thread: &Thread) -> Result<(), StoreEr
     let (before, after) = (armed(was), armed(thread));
     if before != after {
         before.map(|timer| timers::remove(conn, timer)).transpose()?;
-        after.map(|timer| timers::insert(conn, timer)).transpose()?;
+        after.map(|timer| timers::arm(conn, timer)).transpose()?;
     }
     Ok(())
 }

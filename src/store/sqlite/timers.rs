@@ -35,14 +35,14 @@ pub(super) fn follow(conn: &Connection, before: Armed, run: &Run) -> Result<(), 
             remove(conn, before)?;
         }
         if let Some(after) = after {
-            insert(conn, after)?;
+            arm(conn, after)?;
         }
     }
     Ok(())
 }
 
-/// Arms a timer.
-pub(super) fn insert(conn: &Connection, timer: TimerKey) -> Result<(), StoreError> {
+/// Adds a timer.
+pub(super) fn arm(conn: &Connection, timer: TimerKey) -> Result<(), StoreError> {
     let (kind, number) = columns(timer.kind);
     conn.prepare_cached("INSERT INTO timers (due_at, run_id, kind, number) VALUES (?, ?, ?, ?)")?.execute(params![
         timer.due.as_millis(),

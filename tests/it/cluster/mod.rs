@@ -8,6 +8,7 @@ mod faults;
 mod load;
 mod proxy;
 mod roles;
+mod schedules;
 mod services;
 
 use std::time::Duration;
