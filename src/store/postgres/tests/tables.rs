@@ -8,7 +8,7 @@ use super::{Place, PostgresOptions, PostgresStore, eventually, soon, up};
 use crate::run::Status;
 use crate::store::postgres::Migrated;
 use crate::store::suite::kit;
-use crate::store::{NodeStore, Proposal, RunStore, StoreError};
+use crate::store::{Created, NodeStore, Proposal, RunStore, StoreError};
 
 #[tokio::test]
 async fn nodes_that_start_together_make_the_tables_once() {
@@ -54,6 +54,23 @@ async fn tables_are_left_alone_until_they_are_migrated_if_that_is_wanted() {
     assert_eq!(PostgresStore::migrate(&options).await.unwrap(), Migrated { from: 0, to: 2 });
     assert_eq!(PostgresStore::migrate(&options).await.unwrap(), Migrated { from: 2, to: 2 });
     up(&store).await;
+}
+
+#[tokio::test]
+async fn a_creation_that_breaks_its_batch_fails_alone() {
+    let Some(place) = Place::fresh().await else { return };
+    let store = place.store();
+    up(&store).await;
+    place.sql(&format!("ALTER TABLE runcast_specs ADD CHECK (run_id <> '{}')", kit::id(5))).await;
+    let burst = (1..=9).map(|number| store.create(kit::keyed(number, &format!("key {number}"), 1)));
+    for (number, outcome) in (1..).zip(join_all(burst).await) {
+        match outcome {
+            Ok(created) => assert!(number != 5 && created == Created::New, "{number}: {created:?}"),
+            Err(error) => assert!(number == 5 && matches!(error, StoreError::Corrupt(_)), "{number}: {error}"),
+        }
+    }
+    assert_eq!(store.counts().await.unwrap()[&Status::Queued], 8);
+    assert_eq!(store.create(kit::keyed(10, "key 5", 2)).await.unwrap(), Created::New, "the key was not kept");
 }
 
 #[tokio::test]
