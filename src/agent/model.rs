@@ -253,6 +253,7 @@ mod tests {
             on_disconnect: OnDisconnect::Continue,
             metadata: BTreeMap::new(),
             retry_of: None,
+            concurrency_key: None,
             correlation_id: None,
             created_at: Timestamp::from_millis(0),
         };

@@ -45,6 +45,9 @@ pub(super) struct CreateRunBody {
     /// What happens when the last viewer hangs up.
     #[serde(default)]
     on_disconnect: OnDisconnect,
+    /// How many runs of the agent with the same key are running at once can be limited. At most 128 bytes.
+    #[serde(default)]
+    concurrency_key: Option<String>,
     /// The caller's own labels.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
@@ -80,6 +83,7 @@ impl CreateRunBody {
             on_disconnect: self.on_disconnect,
             metadata: self.metadata,
             key,
+            concurrency_key: self.concurrency_key,
             correlation_id,
         })
     }
@@ -115,6 +119,7 @@ pub(super) struct RunObject<'a> {
     timeout_ms: u64,
     /// The run this one goes on from.
     retry_of: Option<String>,
+    concurrency_key: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
     correlation_id: Option<&'a str>,
     #[schema(value_type = String, format = DateTime)]
@@ -170,6 +175,7 @@ impl<'a> RunObject<'a> {
             on_disconnect: spec.on_disconnect,
             timeout_ms: spec.timeout_ms,
             retry_of: spec.retry_of.map(|id| id.to_string()),
+            concurrency_key: spec.concurrency_key.as_deref(),
             metadata: &spec.metadata,
             correlation_id: spec.correlation_id.as_deref(),
             created_at: spec.created_at,

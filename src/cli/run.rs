@@ -206,6 +206,7 @@ impl Executor {
                     on_disconnect: OnDisconnect::default(),
                     metadata: std::collections::BTreeMap::new(),
                     key: None,
+                    concurrency_key: None,
                     correlation_id: None,
                 };
                 let created = runcast.engine().create(wish).await;

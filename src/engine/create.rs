@@ -9,7 +9,7 @@ use super::effects::perform;
 use super::mailbox::post;
 use super::recovery::KEY_KEPT;
 use super::timers::Arm;
-use super::{Engine, RunRequestError};
+use super::{Engine, Node, RunRequestError};
 use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, Timestamp};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
 
@@ -21,6 +21,9 @@ pub(crate) const PRIORITIES: i32 = 100;
 
 /// The longest metadata key and value, in bytes.
 const METADATA_BYTES: usize = 512;
+
+/// The longest concurrency key, in bytes.
+const CONCURRENCY_KEY_BYTES: usize = 128;
 
 /// A wish for a run.
 #[derive(Debug, Clone)]
@@ -49,6 +52,9 @@ pub struct CreateRun {
     pub metadata: BTreeMap<String, String>,
     /// Makes the wish safe to repeat.
     pub key: Option<Key>,
+    /// How many runs of the agent with the same key may be running at once can be limited. At most
+    /// 128 bytes.
+    pub concurrency_key: Option<String>,
     /// Kept on the run.
     pub correlation_id: Option<String>,
 }
@@ -107,6 +113,22 @@ pub enum CreateError {
     TooManyWaiting {
         /// How many may.
         limit: u64,
+    },
+    /// Too many runs of the tenant wait.
+    #[error("{limit} runs of tenant {} are waiting already, which is its max_waiting", tenant.as_str())]
+    TooManyOfTenant {
+        /// The tenant.
+        tenant: Tenant,
+        /// How many may.
+        limit: u64,
+    },
+    /// The tenant asks for runs faster than it may.
+    #[error("tenant {} asks for runs faster than its rate allows", tenant.as_str())]
+    RateLimited {
+        /// The tenant.
+        tenant: Tenant,
+        /// How long to wait.
+        retry_after: Duration,
     },
     /// The key was used for another request.
     #[error("the idempotency key was used before, with another body")]
@@ -191,11 +213,41 @@ impl Engine {
         let segment = Segment::encode(1, &decision.events, now);
         let valid_after = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
         let key = key.map(|Key { route, key, fingerprint }| IdempotencyKey { route, key, fingerprint, valid_after });
-        let new = NewRun { run: run.clone(), segment: segment.clone(), key, max_waiting: limit };
-        match node.store.create(new).await? {
+        let tenant = &run.spec.tenant;
+        let share = node.settings.sharing.share(tenant);
+        let charge = node.rates.take(tenant, node.peers.serving());
+        // What was accepted before is found all the same: only nothing new is let in.
+        let max_waiting = match &charge {
+            Ok(_) => limit,
+            Err(retry_after) if key.is_none() => return Err(node.too_fast(tenant, *retry_after)),
+            Err(_) => 0,
+        };
+        let new = NewRun { run: run.clone(), segment: segment.clone(), key, max_waiting, share };
+        let created = node.store.create(new).await;
+        let retry_after = match charge {
+            Ok(charge) => {
+                if !matches!(created, Ok(Created::New)) {
+                    charge.give_back();
+                }
+                None
+            }
+            Err(retry_after) => Some(retry_after),
+        };
+        match created? {
             Created::Existing(stored) => return Ok((*stored, true)),
             Created::KeyReused => return Err(CreateError::KeyReused),
-            Created::TooManyWaiting => return Err(CreateError::TooManyWaiting { limit }),
+            Created::TooManyWaiting => {
+                if let Some(retry_after) = retry_after {
+                    return Err(node.too_fast(tenant, retry_after));
+                }
+                node.metrics.run_refused(&node.tenant_label(tenant), "too_many_waiting");
+                return Err(CreateError::TooManyWaiting { limit });
+            }
+            Created::TooManyOfTenant => {
+                node.metrics.run_refused(&node.tenant_label(tenant), "too_many_of_tenant");
+                let limit = share.max_waiting.unwrap_or(0);
+                return Err(CreateError::TooManyOfTenant { tenant: tenant.clone(), limit });
+            }
             Created::New => {}
         }
         node.metrics.runs_created.inc();
@@ -237,6 +289,9 @@ impl Engine {
             return Err(invalid("priority", format!("expected -{PRIORITIES} to {PRIORITIES}")));
         }
         check_metadata(&wish.metadata, settings.max_metadata_entries)?;
+        if wish.concurrency_key.as_ref().is_some_and(|key| !(1..=CONCURRENCY_KEY_BYTES).contains(&key.len())) {
+            return Err(invalid("concurrency_key", format!("expected 1 to {CONCURRENCY_KEY_BYTES} bytes")));
+        }
         let due = match wish.start {
             Start::Now => None,
             Start::After(delay) => Some(now.after(bounded("delay_ms", delay)?)),
@@ -271,10 +326,24 @@ impl Engine {
             on_disconnect: wish.on_disconnect,
             metadata: wish.metadata,
             retry_of: None,
+            concurrency_key: wish.concurrency_key,
             correlation_id: wish.correlation_id,
             created_at: now,
         };
         Ok((spec, due, wish.key))
+    }
+}
+
+impl Node {
+    fn too_fast(&self, tenant: &Tenant, retry_after: Duration) -> CreateError {
+        self.metrics.run_refused(&self.tenant_label(tenant), "rate_limited");
+        CreateError::RateLimited { tenant: tenant.clone(), retry_after }
+    }
+
+    /// The tenant as metrics name it: only those that the settings name are told apart.
+    fn tenant_label(&self, tenant: &Tenant) -> String {
+        let known = *tenant == Tenant::default() || self.settings.sharing.tenants.contains_key(tenant);
+        if known { tenant.as_str().to_owned() } else { "other".to_owned() }
     }
 }
 

@@ -22,6 +22,7 @@ mod outage;
 mod peers;
 mod recovery;
 mod run_actor;
+mod sharing;
 mod supervisor;
 mod timers;
 
@@ -30,7 +31,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -46,7 +47,7 @@ use crate::agent::{AgentCard, Agents};
 use crate::clock::Clock;
 use crate::ingest::Mapping;
 use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
-use crate::store::{Deleted, Proposal, RunFilter, Store, StoreError, Stored, Transition};
+use crate::store::{Deleted, Limits, Proposal, RunFilter, Store, StoreError, Stored, Transition};
 use crate::telemetry::Metrics;
 
 pub use create::{CreateError, CreateRun, Key, Start};
@@ -55,12 +56,14 @@ pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
 
 pub use peers::{Fingerprint, NodeCard, Offer};
+pub use sharing::{AgentLimits, Sharing, TenantShare};
 
 use feed::{Live, Opened};
 use leases::Leases;
 use mailbox::post;
 use peers::Peers;
 use recovery::settle;
+use sharing::Rates;
 use supervisor::Supervisor;
 use timers::Timers;
 
@@ -155,6 +158,8 @@ pub struct Settings {
     pub max_input: usize,
     /// The most runs that may be scheduled or queued.
     pub max_waiting: u64,
+    /// What tenants and agents are entitled to.
+    pub sharing: Sharing,
     /// The most metadata entries.
     pub max_metadata_entries: usize,
 }
@@ -173,6 +178,11 @@ pub(crate) struct Node {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     settings: Settings,
+    /// Those of the settings, as the store takes them.
+    limits: Arc<Limits>,
+    rates: Rates,
+    /// The place in `executed` of the agent whose turn it is.
+    turn: AtomicUsize,
     feed: Feed,
     timers: Addr<Timers>,
     supervisors: Vec<Addr<Supervisor>>,
@@ -303,6 +313,9 @@ impl Engine {
             executed,
             clock,
             metrics,
+            limits: Arc::new(settings.sharing.limits()),
+            rates: Rates::new(&settings.sharing),
+            turn: AtomicUsize::new(0),
             settings,
             feed,
             timers: Timers::default().start(),
@@ -518,6 +531,11 @@ impl Engine {
         let metrics = &self.node.metrics;
         if let Ok(counts) = self.node.store.counts().await {
             metrics.runs_open(&counts);
+        }
+        if let Ok(depths) = self.node.store.depths_by_tenant().await {
+            for tenant in self.node.settings.sharing.tenants.keys() {
+                metrics.tenant_depths(tenant, depths.get(tenant).copied().unwrap_or_default());
+            }
         }
         metrics.logs.set(self.node.feed.len() as i64);
         metrics.viewers.set(self.node.feed.viewers() as i64);

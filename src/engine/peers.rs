@@ -131,6 +131,13 @@ impl Peers {
         missing
     }
 
+    /// How many living nodes accept runs, this one among them.
+    pub(crate) fn serving(&self) -> u32 {
+        let known = self.known.read();
+        let others = known.others.iter().filter(|card| card.role.serves() && !card.draining);
+        u32::try_from(others.count()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// Some live worker has the agent, as far as is known.
     pub(crate) fn offered(&self, agent: &str, version: &str) -> bool {
         let known = self.known.read();

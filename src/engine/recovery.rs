@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::effects::{perform, queue};
+use super::sharing::relieve;
 use crate::run::{Backoff, RunId, Timestamp};
 use crate::store::{Changed, Queued, StoreError, Transition};
 
@@ -32,6 +33,7 @@ pub(crate) fn settle(node: &Arc<Node>, transition: Transition) {
         if run.status.is_final() {
             node.metrics.run_left(&run);
         }
+        relieve(node, &run);
         perform(node, &run, effects);
     }
 }

@@ -22,6 +22,7 @@ use super::Node;
 use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
+use super::sharing::relieve;
 use super::supervisor::{Gone, Start, Supervisor};
 use crate::agent::{Agent, AgentError, Answer, Push, RunContext, Sink, Stopped};
 use crate::run::{
@@ -330,6 +331,7 @@ impl RunActor {
         if ends {
             self.ending = Ending::Settled;
             self.node.metrics.run_left(&self.run);
+            relieve(&self.node, &self.run);
             self.stop(context);
         }
     }

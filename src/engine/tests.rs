@@ -74,6 +74,7 @@ fn settings() -> Settings {
         sweep_interval: Duration::from_secs(3600),
         max_input: 1 << 20,
         max_waiting: 100,
+        sharing: Sharing::default(),
         max_metadata_entries: 1,
     }
 }
@@ -92,6 +93,7 @@ fn wish(agent: &str) -> CreateRun {
         on_disconnect: OnDisconnect::Continue,
         metadata: BTreeMap::new(),
         key: None,
+        concurrency_key: None,
         correlation_id: None,
     }
 }

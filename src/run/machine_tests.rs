@@ -25,6 +25,7 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         on_disconnect: OnDisconnect::Continue,
         metadata: Default::default(),
         retry_of: None,
+        concurrency_key: None,
         correlation_id: None,
         created_at: at(1_000),
     }

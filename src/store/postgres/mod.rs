@@ -26,6 +26,7 @@ mod options;
 mod rows;
 mod runs;
 mod schema;
+mod shares;
 mod timers;
 mod tls;
 mod transition;
@@ -49,7 +50,8 @@ use self::lane::Lane;
 use self::link::{Link, Share};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TenantDepths, TimerKey,
+    Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -234,6 +236,10 @@ impl RunStore for PostgresStore {
 
     async fn depths(&self) -> Result<Depths, StoreError> {
         self.run(|conn| async move { runs::depths(&conn).await }).await
+    }
+
+    async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+        self.run(|conn| async move { runs::depths_by_tenant(&conn).await }).await
     }
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {

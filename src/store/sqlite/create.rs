@@ -4,11 +4,13 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::log::{self, NewSegment};
 use super::rows::{Binder, Found, load, run_id};
+use super::shares::Place;
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use crate::run::{Run, RunId, Spec, Timestamp};
+use crate::run::{Run, RunId, Spec, Status, Timestamp};
+use crate::store::shares::stride;
 use crate::store::spelling::{integer, json, on_disconnect_text};
-use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
+use crate::store::{Created, IdempotencyKey, NewRun, Share, StoreError};
 
 /// A run, ready to be created: what costs time is encoded by the caller.
 pub(super) struct Creation {
@@ -16,6 +18,7 @@ pub(super) struct Creation {
     segment: NewSegment,
     key: Option<IdempotencyKey>,
     max_waiting: u64,
+    share: Share,
     input: String,
     params: String,
     metadata: String,
@@ -27,6 +30,7 @@ pub(super) enum Outcome {
     Existing(Box<Found>),
     KeyReused,
     TooManyWaiting,
+    TooManyOfTenant,
 }
 
 impl Creation {
@@ -40,6 +44,7 @@ impl Creation {
             run: new.run,
             key: new.key,
             max_waiting: new.max_waiting,
+            share: new.share,
         })
     }
 
@@ -59,8 +64,15 @@ impl Creation {
         if writer.waiting() >= self.max_waiting {
             return Ok(Outcome::TooManyWaiting);
         }
+        if self.share.max_waiting.is_some_and(|most| writer.waiting_of(&spec.tenant) >= most) {
+            return Ok(Outcome::TooManyOfTenant);
+        }
+        let mut place = Place { rank: 0, stride: stride(self.share.weight) };
+        if self.run.status == Status::Queued {
+            place.rank = writer.rank(&self.run, place);
+        }
         let conn = writer.conn();
-        insert_run(conn, &self.run)?;
+        insert_run(conn, &self.run, place)?;
         self.insert_spec(conn)?;
         log::append(conn, spec.id, &self.segment)?;
         timers::follow(conn, Armed::default(), &self.run)?;
@@ -72,7 +84,7 @@ impl Creation {
         if let Some(key) = &self.key {
             keep(conn, spec, key)?;
         }
-        writer.moved(None, self.run.status);
+        writer.moved(spec, None, self.run.status, place.rank);
         Ok(Outcome::New)
     }
 
@@ -106,17 +118,18 @@ impl Outcome {
             Self::Existing(found) => Created::Existing(Box::new(found.into_stored()?)),
             Self::KeyReused => Created::KeyReused,
             Self::TooManyWaiting => Created::TooManyWaiting,
+            Self::TooManyOfTenant => Created::TooManyOfTenant,
         })
     }
 }
 
-fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
+fn insert_run(conn: &Connection, run: &Run, place: Place) -> Result<(), StoreError> {
     let mut statement = conn.prepare_cached(
-        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, failures, \
+        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, rank, stride, concurrency_key, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
          error_message, reserved_seq, commit_number) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     let spec = &run.spec;
     let mut binder = Binder::new(&mut statement);
@@ -126,6 +139,9 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<(), StoreError> {
     binder.bind(&spec.agent_version)?;
     binder.bind(spec.priority)?;
     binder.bind(spec.created_at.as_millis())?;
+    binder.bind(place.rank)?;
+    binder.bind(place.stride)?;
+    binder.bind(spec.concurrency_key.as_deref())?;
     binder.bind(run.status.as_str())?;
     binder.bind_state(run, run.last_seq, 0)?;
     binder.execute()?;

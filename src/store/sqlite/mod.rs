@@ -18,6 +18,7 @@ mod reader;
 mod rows;
 mod runs;
 mod schema;
+mod shares;
 mod timers;
 mod transition;
 mod writer;
@@ -44,10 +45,12 @@ use self::jobs::Gate;
 use self::lock::FileLock;
 use self::reader::Readers;
 use self::rows::Found;
+use self::shares::Shares;
 use self::writer::{Counts, Writer};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TimerKey, Transition,
+    Held, NewRun, NodeStore, Proposal, Queued, RunFilter, RunStore, StoreError, Stored, TenantDepths, TimerKey,
+    Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -118,7 +121,7 @@ impl SqliteStore {
         create_directory(&path)?;
         let lock = FileLock::acquire(&path)?;
         let conn = schema::open_writer(&path, synchronous)?;
-        let (counted, orphans) = (runs::count(&conn)?, runs::running(&conn)?);
+        let (counted, orphans, shares) = (runs::count(&conn)?, runs::running(&conn)?, Shares::read(&conn)?);
         let connections = (0..readers.max(1)).map(|_| schema::open_reader(&path)).collect::<Result<_, _>>()?;
         let readers = Readers::start(connections, READS)?;
         let reads = readers.gate();
@@ -127,7 +130,7 @@ impl SqliteStore {
         let (writes, work) = Gate::new(WRITES, 1);
         let (writes, counts) = (Arc::new(writes), Arc::new(Counts::new(counted)));
         let (alive, ended) = watch::channel(());
-        let mut writer = Writer::new(conn, counted, orphans);
+        let mut writer = Writer::new(conn, counted, orphans, shares);
         let (gate, shown) = (writes.clone(), counts.clone());
         let thread = spawn("sqlite-writer", move || {
             writer::run(&mut writer, &work, &gate, &shown);
@@ -300,6 +303,10 @@ impl RunStore for SqliteStore {
 
     async fn depths(&self) -> Result<Depths, StoreError> {
         self.reads.call(runs::depths).await
+    }
+
+    async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+        self.reads.call(runs::depths_by_tenant).await
     }
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {

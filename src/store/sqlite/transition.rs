@@ -139,18 +139,21 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
         Ok(decision) => decision,
         Err(rejection) => return Ok(Outcome::Rejected(Box::new(found), rejection)),
     };
-    let Found { mut run, commit_number, documents, .. } = found;
+    let Found { mut run, commit_number, documents, mut place, .. } = found;
     let (from, armed) = (run.status, Armed::of(&run));
     let segment = apply(&mut run, &decision.events, context);
+    if run.status == Status::Queued {
+        place.rank = writer.rank(&run, place);
+    }
     let (conn, id) = (writer.conn(), run.spec.id);
-    update(conn, &run, commit_number)?;
+    update(conn, &run, commit_number, place.rank)?;
     log::append(conn, id, &NewSegment::new(&segment))?;
     timers::follow(conn, armed, &run)?;
     if run.status.is_final() {
         forget_commands(conn, id)?;
         dead_letters::bury_failed(conn, &run)?;
     }
-    writer.moved(Some(from), run.status);
+    writer.moved(&run.spec, Some(from), run.status, place.rank);
     Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents))))
 }
 
@@ -162,11 +165,12 @@ pub(super) fn apply(run: &mut Run, events: &[Event], context: Context) -> Segmen
     Segment::encode(context.next_seq, events, context.now)
 }
 
-fn update(conn: &Connection, run: &Run, commit_number: u64) -> Result<(), StoreError> {
+fn update(conn: &Connection, run: &Run, commit_number: u64, rank: i64) -> Result<(), StoreError> {
     let mut statement =
-        conn.prepare_cached(concat!("UPDATE runs SET status = ?, ", state_columns!(), " WHERE id = ?"))?;
+        conn.prepare_cached(concat!("UPDATE runs SET status = ?, rank = ?, ", state_columns!(), " WHERE id = ?"))?;
     let mut binder = Binder::new(&mut statement);
     binder.bind(run.status.as_str())?;
+    binder.bind(rank)?;
     binder.bind_state(run, run.last_seq, commit_number)?;
     binder.bind(run.spec.id.as_bytes())?;
     binder.execute()?;
