@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use super::effects::queue;
-use crate::run::{Run, Tenant};
+use crate::run::{Run, Status, Tenant};
 use crate::store::shares::Subject;
 use crate::store::{Limits, Share};
 
@@ -148,22 +148,22 @@ impl Rate {
 }
 
 /// A run has left `running`, or the queue: wakes the workers for those that its limits have kept waiting. Their own
-/// wake-ups are used up, since a claim has passed over them.
+/// wake-ups are used up, since a claim has passed over them. One that goes back to the queue is to take its place
+/// itself, and has a wake-up of its own.
 pub(super) fn relieve(node: &Arc<Node>, run: &Run) {
     let (limits, subject) = (&node.limits, Subject::of(&run.spec));
-    if !limits.concern(subject) {
+    if run.status == Status::Queued || !limits.concern(subject) {
         return;
     }
     let own = queue(&run.spec.agent, &run.spec.agent_version);
-    // For each limit one that it has kept waiting; whichever agent it is for, if it is the tenant's limit.
+    // For each limit one that it has kept waiting, which may be another version's; or another agent's, if the limit is
+    // the tenant's.
     let of_tenant = limits.tenants.contains_key(subject.tenant);
     let of_agent = limits.agents.contains_key(subject.agent);
     let of_key = subject.key.is_some() && limits.keys.contains_key(subject.agent);
-    let mut queues: Vec<Name> = Vec::new();
-    if of_tenant {
-        let others = node.all_agents().map(|(agent, version)| queue(&agent, &version));
-        queues.extend(others.filter(|queue| *queue != own));
-    }
+    let others = node.offered().into_iter().filter(|(agent, _)| of_tenant || *agent == run.spec.agent);
+    let mut queues: Vec<Name> = others.map(|(agent, version)| queue(&agent, &version)).collect();
+    queues.retain(|queue| *queue != own);
     queues.extend([of_tenant, of_agent, of_key].into_iter().filter(|holds| *holds).map(|_| own.clone()));
     let node = Arc::clone(node);
     actix::spawn(async move {

@@ -99,6 +99,13 @@ impl Lane {
         self.running = self.running.saturating_sub(1);
     }
 
+    /// What it counts, in words.
+    #[cfg(test)]
+    pub(super) fn tally(&self) -> String {
+        let queued: Vec<_> = self.tenants.iter().map(|(tenant, flow)| (tenant.as_str(), flow.queued)).collect();
+        format!("runs {} and queues {queued:?}", self.running)
+    }
+
     /// Nothing of it is queued or running.
     pub(super) fn is_empty(&self) -> bool {
         self.running == 0 && self.tenants.is_empty()
@@ -288,6 +295,14 @@ impl Running {
         if let Some(keys) = self.keys.get_mut(agent) {
             increase(keys, key, runs);
         }
+    }
+
+    /// What is counted, in words.
+    #[cfg(test)]
+    pub(super) fn tally(&self) -> Vec<String> {
+        let named = |what: &'static str| move |(name, runs): (&String, &u64)| format!("{what} {name} runs {runs}");
+        let keys = self.keys().map(|(agent, key, runs)| format!("key {key} of {agent} runs {runs}"));
+        self.tenants.iter().map(named("tenant")).chain(self.agents.iter().map(named("agent"))).chain(keys).collect()
     }
 
     pub(super) fn of_tenant(&self, tenant: &str) -> u64 {

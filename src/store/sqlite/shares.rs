@@ -141,6 +141,16 @@ impl Shares {
         self.moved.clear();
     }
 
+    /// All that is counted, in words.
+    #[cfg(test)]
+    pub(super) fn tally(&self) -> Vec<String> {
+        let lanes = self.lanes.iter().map(|(key, lane)| format!("{key:?} {}", lane.tally()));
+        let waiting = self.waiting.iter().map(|(tenant, runs)| format!("{tenant:?} waits {runs}"));
+        let mut tally: Vec<_> = lanes.chain(waiting).chain(self.running.tally()).collect();
+        tally.sort();
+        tally
+    }
+
     fn follow(&mut self, spec: &Spec, from: Option<Status>, to: Option<Status>, rank: i64) {
         let waits = |status: Option<Status>| matches!(status, Some(Status::Scheduled | Status::Queued));
         match (waits(from), waits(to)) {

@@ -78,6 +78,12 @@ impl Writer {
         self.shares.waiting(tenant)
     }
 
+    /// All that is counted in memory, and as it would be if the store was opened now.
+    #[cfg(test)]
+    pub(super) fn tallies(&self) -> Result<[Vec<String>; 2], StoreError> {
+        Ok([self.shares.tally(), Shares::read(&self.conn)?.tally()])
+    }
+
     /// How many runs are running.
     pub(super) fn running(&self) -> &Running {
         self.shares.running()
