@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use runcast::clock::{Clock, SystemClock};
 use runcast::run::{Command, Context, Event, Input, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
 use runcast::store::sqlite::{SqliteOptions, SqliteStore};
-use runcast::store::{Claim, Commit, NewRun, RunStore};
+use runcast::store::{Claim, Commit, NewRun, RunStore, Share};
 
 fn spec() -> Spec {
     Spec {
@@ -27,6 +27,7 @@ fn spec() -> Spec {
         thread: None,
         latest_due: None,
         retry_of: None,
+        concurrency_key: None,
         correlation_id: None,
         created_at: SystemClock.now(),
     }
@@ -93,10 +94,15 @@ fn store(criterion: &mut Criterion) {
 async fn whole_run(store: Arc<dyn RunStore>) {
     let (run, decision) = Run::create(spec(), None, 0);
     let segment = Segment::encode(1, &decision.events, run.spec.created_at);
-    store.create(NewRun { run, segment, key: None, max_waiting: u64::MAX }).await.expect("created");
+    store
+        .create(NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() })
+        .await
+        .expect("created");
     let claim = Claim {
         node: "n".into(),
         agents: [("scripted".to_owned(), "1".to_owned())].into(),
+        turn: 0,
+        limits: Arc::default(),
         room: 1,
         reserve: 1024,
         lease: Duration::from_secs(15),

@@ -17,7 +17,7 @@ use runcast::config::Config;
 use runcast::engine::{CreateRun, Engine, Start, Timetable, Watched};
 use runcast::run::{Begin, Command, Input, OnDisconnect, Reason, Run, RunId, Segment, Spec, Tenant, Timestamp};
 use runcast::store::sqlite::{SqliteOptions, SqliteStore};
-use runcast::store::{NewRun, RunStore, TimerKey, TimerKind, Transition};
+use runcast::store::{NewRun, RunStore, Share, TimerKey, TimerKind, Transition};
 
 /// How many callers are at the store at once.
 const CALLERS: usize = 256;
@@ -90,6 +90,7 @@ fn spec(id: RunId, now: Timestamp) -> Spec {
         thread: None,
         latest_due: None,
         retry_of: None,
+        concurrency_key: None,
         correlation_id: None,
         created_at: now,
     }
@@ -109,7 +110,10 @@ async fn durably(count: usize) {
             let due = now.after(Duration::from_secs(3_600));
             let (run, decision) = Run::create(spec(id, now), Begin::At(due, Reason::Debounce), 0);
             let segment = Segment::encode(1, &decision.events, now);
-            store.create(NewRun { run, segment, key: None, max_waiting: u64::MAX }).await.expect("created");
+            store
+                .create(NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() })
+                .await
+                .expect("created");
         }
     })
     .await;

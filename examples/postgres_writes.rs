@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use runcast::clock::{Clock as _, SystemClock};
 use runcast::run::{Command, Context, Event, Input, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
 use runcast::store::postgres::{PostgresOptions, PostgresStore};
-use runcast::store::{Claim, Claimed, Commit, Committed, NewRun, RunStore, StoreError};
+use runcast::store::{Claim, Claimed, Commit, Committed, NewRun, RunStore, Share, StoreError};
 use tokio::sync::Mutex;
 
 struct Bench {
@@ -43,12 +43,16 @@ impl Bench {
             thread: None,
             latest_due: None,
             retry_of: None,
+            concurrency_key: None,
             correlation_id: None,
             created_at: SystemClock.now(),
         };
         let (run, decision) = Run::create(spec, None, 0);
         let segment = Segment::encode(1, &decision.events, SystemClock.now());
-        self.store.create(NewRun { run, segment, key: None, max_waiting: 100_000 }).await.map(drop)
+        self.store
+            .create(NewRun { run, segment, key: None, max_waiting: 100_000, share: Share::default() })
+            .await
+            .map(drop)
     }
 
     /// The next run, claimed together with what else there is, as a node does it.
@@ -60,8 +64,9 @@ impl Bench {
             }
             let agents = Arc::new([("scripted".to_owned(), "1".to_owned())]);
             let (room, lease, now) = (self.room, Duration::from_secs(30), SystemClock.now());
-            claimed
-                .extend(self.store.claim(Claim { node: "n".into(), agents, room, reserve: 1024, lease, now }).await?);
+            let (turn, limits) = (0, Arc::default());
+            let claim = Claim { node: "n".into(), agents, turn, limits, room, reserve: 1024, lease, now };
+            claimed.extend(self.store.claim(claim).await?);
         }
     }
 

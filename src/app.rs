@@ -22,12 +22,14 @@ use crate::agent::providers::Provider;
 use crate::agent::providers::openai::{InvalidProvider, OpenAi, OpenAiOptions};
 use crate::agent::scripted::ScriptedAgent;
 use crate::agent::{Agent, AgentCard, Agents};
-use crate::api::{self, Access, ApiSettings, ApiState, ModelCard};
+use crate::api::{self, Access, ApiKey, ApiSettings, ApiState, ModelCard};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, AgentKind, Config, Protocol, StoreUrl};
-use crate::engine::{Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings};
+use crate::engine::{
+    AgentLimits, Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings, Sharing, TenantShare,
+};
 use crate::ingest::Mapping;
-use crate::run::Backoff;
+use crate::run::{Backoff, Tenant};
 use crate::store::{Proposal, Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -469,9 +471,17 @@ pub fn missing_keys(config: &Config) -> impl Iterator<Item = (&str, String)> {
 }
 
 fn api_settings(config: &Config, own_listener: bool) -> ApiSettings {
-    let hash = |key: &secrecy::SecretString| Sha256::digest(key.expose_secret()).into();
-    let key_hashes: Vec<[u8; 32]> = config.server.api_keys.iter().map(hash).collect();
-    let access = Access { loopback_hosts_only: own_listener && key_hashes.is_empty(), key_hashes };
+    let default = (Tenant::default(), &config.server.api_keys);
+    let others = config.tenants.iter().map(|(name, tenant)| (Tenant::new(name.as_str()), &tenant.api_keys));
+    let mut keys = Vec::new();
+    for (tenant, of_tenant) in [default].into_iter().chain(others) {
+        let key = |key: &secrecy::SecretString| ApiKey {
+            hash: Sha256::digest(key.expose_secret()).into(),
+            tenant: tenant.clone(),
+        };
+        keys.extend(of_tenant.iter().map(key));
+    }
+    let access = Access { loopback_hosts_only: own_listener && keys.is_empty(), keys };
     ApiSettings {
         serves: config.role != config::Role::Worker,
         connections: config.server.connections,
@@ -536,8 +546,22 @@ fn engine_settings(config: &Config, node: String) -> Settings {
         max_input: config.limits.max_input,
         max_waiting: config.limits.max_waiting as u64,
         max_pending: config.limits.max_pending,
+        sharing: sharing(config),
         max_metadata_entries: config.limits.max_metadata_entries,
     }
+}
+
+/// What tenants and agents are entitled to.
+fn sharing(config: &Config) -> Sharing {
+    let tenants = config.tenants.iter().map(|(name, tenant)| {
+        let config::Tenant { weight, max_running, max_waiting, rate, burst, .. } = *tenant;
+        (Tenant::new(name.as_str()), TenantShare { weight, max_running, max_waiting, rate, burst })
+    });
+    let agents = config.agents.iter().map(|(name, agent)| {
+        let config::Agent { max_running, max_running_per_key, .. } = *agent;
+        (name.clone(), AgentLimits { max_running, max_running_per_key })
+    });
+    Sharing { tenants: tenants.collect(), agents: agents.collect() }
 }
 
 /// The machine and the process: tells nodes apart in logs and events.

@@ -255,6 +255,7 @@ mod tests {
             thread: None,
             latest_due: None,
             retry_of: None,
+            concurrency_key: None,
             correlation_id: None,
             created_at: Timestamp::from_millis(0),
         };

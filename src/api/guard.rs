@@ -18,11 +18,20 @@ use crate::run::Tenant;
 /// Who may call.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// SHA-256 of each API key; empty: none is needed.
-    pub key_hashes: Vec<[u8; 32]>,
+    /// The API keys; empty: none is needed, and all requests are the default tenant's.
+    pub keys: Vec<ApiKey>,
     /// Only requests to loopback host names are answered, so that no web page can reach a node without
     /// keys by a name that it lets point to this machine.
     pub loopback_hosts_only: bool,
+}
+
+/// An API key, and whose it is.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// SHA-256 of the key.
+    pub hash: [u8; 32],
+    /// The tenant that requests with it are made by.
+    pub tenant: Tenant,
 }
 
 /// The routes that need no key: a platform's probes have none.
@@ -36,6 +45,13 @@ fn is_open(request: &ServiceRequest) -> bool {
 /// The routes that serve clients, and not the operation of the node.
 fn is_for_clients(request: &ServiceRequest) -> bool {
     request.match_pattern().is_some_and(|pattern| pattern.contains("/v1/") && !pattern.ends_with("/v1/nodes"))
+}
+
+/// The routes that tell of all tenants: only the default one, which operates the node, may use them.
+fn is_for_operators(request: &ServiceRequest) -> bool {
+    request.match_pattern().is_some_and(|pattern| {
+        pattern.contains("/v1/queues") || ["/v1/nodes", "/metrics"].iter().any(|route| pattern.ends_with(route))
+    })
 }
 
 /// The host that the client asked for. What a proxy says of it, or a page makes it say, does not count.
@@ -57,14 +73,17 @@ pub(super) async fn guard(
     let id = token_header(request.request(), REQUEST_ID).unwrap_or_else(|| Uuid::now_v7().to_string());
     let correlation_id = token_header(request.request(), CORRELATION_ID);
     let state = request.app_data::<Data<ApiState>>().cloned();
-    let refused = state.as_ref().and_then(|state| {
-        let disabled = || (!state.settings.connections && is_for_clients(&request)).then(Problem::disabled);
-        refuse(&request, &state.settings.access).or_else(disabled)
-    });
-    let mut response = match refused {
-        Some(problem) => request.into_response(problem.error_response()).map_into_right_body(),
-        None => {
-            request.extensions_mut().insert(Tenant::default());
+    let admitted = match &state {
+        Some(state) => admit(&request, &state.settings.access).and_then(|tenant| {
+            let disabled = !state.settings.connections && is_for_clients(&request);
+            if disabled { Err(Problem::disabled()) } else { Ok(tenant) }
+        }),
+        None => Ok(Tenant::default()),
+    };
+    let mut response = match admitted {
+        Err(problem) => request.into_response(problem.error_response()).map_into_right_body(),
+        Ok(tenant) => {
+            request.extensions_mut().insert(tenant);
             next.call(request).await?.map_into_left_body()
         }
     };
@@ -89,19 +108,27 @@ pub(super) async fn guard(
     Ok(response)
 }
 
-fn refuse(request: &ServiceRequest, access: &Access) -> Option<Problem> {
+/// Whose the request is.
+fn admit(request: &ServiceRequest, access: &Access) -> Result<Tenant, Problem> {
     if access.loopback_hosts_only && !is_loopback(host(request)) {
         let detail = "without API keys only requests to localhost, 127.0.0.1 or [::1] are answered";
-        return Some(Problem::new(Code::ForbiddenHost, detail));
+        return Err(Problem::new(Code::ForbiddenHost, detail));
     }
-    if access.key_hashes.is_empty() || is_open(request) {
-        return None;
+    if access.keys.is_empty() || is_open(request) {
+        return Ok(Tenant::default());
     }
-    let key = presented_key(request).map(|key| <[u8; 32]>::from(Sha256::digest(key)));
+    let hash = presented_key(request).map(|key| <[u8; 32]>::from(Sha256::digest(key)));
     // Each is compared, in constant time, so that neither the place nor a prefix shows.
-    let known =
-        key.is_some_and(|key| access.key_hashes.iter().fold(false, |known, hash| known | bool::from(hash.ct_eq(&key))));
-    (!known).then(|| Problem::new(Code::Unauthorized, "expected an API key, as `Authorization: Bearer` or `x-api-key`"))
+    let known = hash.and_then(|hash| {
+        access.keys.iter().fold(None, |known, key| if bool::from(key.hash.ct_eq(&hash)) { Some(key) } else { known })
+    });
+    let unauthorized = "expected an API key, as `Authorization: Bearer` or `x-api-key`";
+    let key = known.ok_or_else(|| Problem::new(Code::Unauthorized, unauthorized))?;
+    if key.tenant != Tenant::default() && is_for_operators(request) {
+        let detail = "this tells of all tenants, and is for keys of server.api_keys";
+        return Err(Problem::new(Code::OperatorsOnly, detail));
+    }
+    Ok(key.tenant.clone())
 }
 
 fn presented_key(request: &ServiceRequest) -> Option<&[u8]> {

@@ -23,7 +23,7 @@ use parking_lot::RwLock;
 use crate::engine::Engine;
 use problem::{Code, Problem};
 
-pub use guard::Access;
+pub use guard::{Access, ApiKey};
 pub use node::ModelCard;
 
 const REQUEST_ID: &str = "x-request-id";

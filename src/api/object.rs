@@ -53,6 +53,9 @@ pub(super) struct CreateRunBody {
     /// What happens when another run holds the thread; as the agent says unless given.
     #[serde(default)]
     on_busy: Option<OnBusy>,
+    /// How many runs of the agent with the same key are running at once can be limited. At most 128 bytes.
+    #[serde(default)]
+    concurrency_key: Option<String>,
     /// The caller's own labels.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
@@ -90,6 +93,7 @@ impl CreateRunBody {
             on_busy: self.on_busy,
             metadata: self.metadata,
             key,
+            concurrency_key: self.concurrency_key,
             correlation_id,
         })
     }
@@ -125,6 +129,7 @@ pub(super) struct RunObject<'a> {
     timeout_ms: u64,
     /// The run this one goes on from.
     retry_of: Option<String>,
+    concurrency_key: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
     correlation_id: Option<&'a str>,
     #[schema(value_type = String, format = DateTime)]
@@ -180,6 +185,7 @@ impl<'a> RunObject<'a> {
             on_disconnect: spec.on_disconnect,
             timeout_ms: spec.timeout_ms,
             retry_of: spec.retry_of.map(|id| id.to_string()),
+            concurrency_key: spec.concurrency_key.as_deref(),
             metadata: &spec.metadata,
             correlation_id: spec.correlation_id.as_deref(),
             created_at: spec.created_at,

@@ -63,7 +63,9 @@ codes! {
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// Without API keys only loopback host names are answered.
     ForbiddenHost = "forbidden_host", FORBIDDEN;
-    /// There is no such run, schedule, dead letter or route.
+    /// The route tells of all tenants; only keys of `server.api_keys` may use it.
+    OperatorsOnly = "operators_only", FORBIDDEN;
+    /// There is no such run, thread, schedule, dead letter or route.
     NotFound = "not_found", NOT_FOUND;
     /// The route does not take this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
@@ -87,10 +89,12 @@ codes! {
     InputTooLarge = "input_too_large", PAYLOAD_TOO_LARGE;
     /// The body's content type is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE;
-    /// `limits.max_waiting` runs are scheduled or queued.
+    /// `limits.max_waiting` runs are scheduled or queued, or the tenant's own `max_waiting`.
     TooManyWaiting = "too_many_waiting", TOO_MANY_REQUESTS;
     /// `limits.max_pending` runs wait in the thread.
     ThreadFull = "thread_full", TOO_MANY_REQUESTS;
+    /// The tenant asks for runs faster than its `rate` allows.
+    RateLimited = "rate_limited", TOO_MANY_REQUESTS;
     /// The node is starting.
     Starting = "starting", SERVICE_UNAVAILABLE;
     /// The node is shutting down.
@@ -215,7 +219,14 @@ impl From<CreateError> for Problem {
             CreateError::InputTooLarge { .. } => {
                 Self { field: Some("input".to_owned()), ..Self::new(Code::InputTooLarge, detail) }
             }
-            CreateError::TooManyWaiting { .. } => Self::new(Code::TooManyWaiting, detail).retry_after(1),
+            CreateError::TooManyWaiting { .. } | CreateError::TooManyOfTenant { .. } => {
+                Self::new(Code::TooManyWaiting, detail).retry_after(1)
+            }
+            CreateError::RateLimited { retry_after, .. } => {
+                // In whole seconds, and never too early.
+                let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u32;
+                Self::new(Code::RateLimited, detail).retry_after(seconds)
+            }
             CreateError::KeyReused => {
                 Self { field: Some("Idempotency-Key".to_owned()), ..Self::new(Code::IdempotencyKeyReused, detail) }
             }

@@ -1,5 +1,7 @@
 //! The routes of an operator: how much waits where, and what waits for a person.
 
+use std::collections::BTreeMap;
+
 use actix_web::web::{Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
@@ -11,8 +13,8 @@ use super::input::Query;
 use super::object::RunObject;
 use super::problem::{Code, Problem};
 use super::runs::{base, page_limit};
-use crate::run::Timestamp;
-use crate::store::{DeadLetter, Depths, Discard};
+use crate::run::{Tenant, Timestamp};
+use crate::store::{DeadLetter, Depths, Discard, TenantDepths};
 
 type Answer = Result<HttpResponse, Problem>;
 
@@ -33,6 +35,18 @@ pub(super) struct Queues {
     waiting: u64,
     /// Dead letters.
     failed: u64,
+    /// What each tenant has queued and running; tenants without any are left out.
+    tenants: Vec<TenantQueue>,
+}
+
+/// What a tenant has queued and running.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TenantQueue {
+    tenant: String,
+    /// Queued.
+    queued: u64,
+    /// Running.
+    running: u64,
 }
 
 /// Something that could not be done and waits for a person.
@@ -66,10 +80,16 @@ pub(super) struct Purged {
     purged: u64,
 }
 
-impl From<Depths> for Queues {
-    fn from(depths: Depths) -> Self {
+impl Queues {
+    fn new(depths: Depths, tenants: BTreeMap<Tenant, TenantDepths>) -> Self {
         let Depths { pending, high_priority, processing, retry, scheduled, waiting, failed } = depths;
-        Self { pending, high_priority, processing, retry, scheduled, waiting, failed }
+        let tenants = tenants.into_iter().map(|(tenant, TenantDepths { queued, running })| TenantQueue {
+            tenant: tenant.as_str().to_owned(),
+            queued,
+            running,
+        });
+        let tenants = tenants.collect();
+        Self { pending, high_priority, processing, retry, scheduled, waiting, failed, tenants }
     }
 }
 
@@ -91,7 +111,8 @@ impl From<DeadLetter> for DeadLetterObject {
 #[utoipa::path(get, path = "/v1/queues", tag = "queues", responses((status = 200, body = Queues)))]
 pub(super) async fn depths(request: HttpRequest, state: Data<ApiState>) -> Answer {
     Query::of(&request).end("none")?;
-    Ok(HttpResponse::Ok().json(Queues::from(state.engine()?.depths().await?)))
+    let engine = state.engine()?;
+    Ok(HttpResponse::Ok().json(Queues::new(engine.depths().await?, engine.depths_by_tenant().await?)))
 }
 
 /// Lists dead letters, oldest first.

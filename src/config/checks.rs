@@ -1,5 +1,7 @@
 //! What has to fit together between keys.
 
+use secrecy::ExposeSecret;
+
 use super::{
     sections::{Agent, Config, Ingest},
     sources::{Reader, join},
@@ -49,7 +51,9 @@ fn check_role(config: &Config, reader: &mut Reader<'_>) {
 }
 
 fn check_api_keys(config: &Config, reader: &mut Reader<'_>) {
-    if !config.server.api_keys.is_empty() || config.role == Role::Worker {
+    check_shared_keys(config, reader);
+    let keys = config.tenants.values().map(|tenant| &tenant.api_keys).chain([&config.server.api_keys]);
+    if keys.flatten().next().is_some() || config.role == Role::Worker {
         return;
     }
     let open = !config.listen.ip().to_canonical().is_loopback();
@@ -59,6 +63,25 @@ fn check_api_keys(config: &Config, reader: &mut Reader<'_>) {
     }
     if config.mode == Mode::Production && fine(reader, &["mode", "server.api_keys"]) {
         reader.blame(&["mode", "server.api_keys"], "mode production needs at least one key in server.api_keys");
+    }
+}
+
+/// A key tells whose a request is, so no two tenants may have the same.
+fn check_shared_keys(config: &Config, reader: &mut Reader<'_>) {
+    let default = ("server.api_keys".to_owned(), "default", &config.server.api_keys);
+    let others = config
+        .tenants
+        .iter()
+        .map(|(name, tenant)| (join(&join("tenants", name), "api_keys"), name.as_str(), &tenant.api_keys));
+    let holders: Vec<_> = [default].into_iter().chain(others).collect();
+    for (at, (path, tenant, keys)) in holders.iter().enumerate() {
+        for (other_path, other, other_keys) in &holders[..at] {
+            let shared =
+                keys.iter().any(|key| other_keys.iter().any(|other| other.expose_secret() == key.expose_secret()));
+            if shared && tenant != other {
+                reader.blame(&[other_path, path], "share a key; each key has to be one tenant's");
+            }
+        }
     }
 }
 

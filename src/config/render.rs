@@ -4,7 +4,7 @@ use toml::Value;
 
 use super::{
     parts::{Line, Part},
-    sections::{Agent, Config, Ingest},
+    sections::{Agent, Config, Ingest, Tenant},
     sources::{ALIASES, variable},
 };
 
@@ -52,6 +52,7 @@ pub fn example_toml() -> String {
     // There are none by default, so these are examples throughout.
     let mut lines = Vec::new();
     Agent::default().list("agents.NAME", &mut lines);
+    Tenant::default().list("tenants.NAME", &mut lines);
     Ingest::default().list("ingest.NAME", &mut lines);
     for line in &lines {
         text += &explained(line, "# ");

@@ -91,6 +91,8 @@ section! {
         pub providers: BTreeMap<String, Provider>;
         /// The agents by name, besides the built-in ones.
         pub agents: BTreeMap<String, Agent>;
+        /// The tenants by name, besides `default`, who holds the keys of server.api_keys.
+        pub tenants: BTreeMap<String, Tenant>;
         /// The queues of foreign producers by name, whose messages become runs.
         pub ingest: BTreeMap<String, Ingest>;
     }
@@ -387,10 +389,45 @@ section! {
         pub timeout: Option<Duration> = None => Optional(Span(ms(1), s(30 * 86_400)));
         /// How often its runs may fail, instead of runs.max_attempts.
         pub max_attempts: Option<u32> = None => Optional(Int(1, 100));
+        /// How many of its runs may be running at once, over all nodes and versions; the others wait in their queue.
+        /// For what stands behind the agent and bears no more. All nodes have to say the same.
+        pub max_running: Option<u64> = None => Optional(Int(1, 1_000_000));
+        /// How many of its runs with the same concurrency_key may be running at once, over all nodes. 1 lets the runs
+        /// that work on one thing go one after the other.
+        pub max_running_per_key: Option<u64> = None => Optional(Int(1, 1_000_000));
     }
 }
 
 impl Entry for Agent {
+    const BUILT_IN: &'static [&'static str] = &[];
+}
+
+section! {
+    /// A tenant, under a name of 1 to 64 of the characters a-z A-Z 0-9 _ -. A tenant sees its own runs only, and only
+    /// "default", whose keys are those of server.api_keys, sees the queues, the nodes and the metrics. Where several
+    /// have runs queued, they are served in turn, however many each has. All nodes have to say the same.
+    pub struct Tenant {
+        /// The keys whose requests are this tenant's, as server.api_keys. No two tenants may share one. Not needed
+        /// where no API is served.
+        pub api_keys: Vec<SecretString> = Vec::new() => List(Secret(16));
+        /// Its share while several tenants have runs queued: one of weight 3 is served three times as often as one of
+        /// weight 1.
+        pub weight: u32 = 1 => Int(1, 10_000);
+        /// How many of its runs may be running at once, over all nodes; the others wait in their queue.
+        pub max_running: Option<u64> = None => Optional(Int(1, 1_000_000));
+        /// How many of its runs may be scheduled or queued at once; a request for one more is answered with 429. Exact
+        /// on SQLite; near the bound, several nodes on PostgreSQL may exceed it by what they accept in one moment.
+        pub max_waiting: Option<u64> = None => Optional(Int(1, 100_000_000));
+        /// How many of its runs are accepted a minute; a request for one more is answered with 429 and when to come
+        /// again. Each node that serves grants its part, so requests should be spread over them. A request that is
+        /// repeated with its Idempotency-Key does not count.
+        pub rate: Option<u32> = None => Optional(Int(1, 10_000_000));
+        /// How many of these may come at once, after a while without any. A tenth of the rate when not set.
+        pub burst: Option<u32> = None => Optional(Int(1, 10_000_000));
+    }
+}
+
+impl Entry for Tenant {
     const BUILT_IN: &'static [&'static str] = &[];
 }
 

@@ -514,3 +514,33 @@ fn the_example_parses_to_the_defaults_with_its_keys_and_without() {
         assert_eq!(without_origins(&config.render()), without_origins(&Config::default().render()));
     }
 }
+
+#[test]
+fn tenants_have_keys_of_their_own() {
+    let tenants = |acme: &str, other: &str| {
+        format!("[tenants.acme]\napi_keys = [\"{acme}\"]\n[tenants.other]\napi_keys = [\"{other}\"]\nrate = 60\n")
+    };
+    let config = Config::from_toml(&tenants(KEY, "another-key-of-another-tenant")).unwrap();
+    let other = &config.tenants["other"];
+    assert_eq!((other.weight, other.rate, other.max_running, other.burst), (1, Some(60), None, None));
+    assert!(!config.render().contains(KEY), "{}", config.render());
+
+    let text = faults(&tenants(KEY, KEY));
+    assert!(text.contains("tenants.acme.api_keys") && text.contains("tenants.other.api_keys"), "{text}");
+    assert!(text.contains("share a key") && !text.contains(KEY), "{text}");
+    let text = faults(&format!("server.api_keys = [\"{KEY}\"]\n[tenants.acme]\napi_keys = [\"{KEY}\"]\n"));
+    assert!(text.contains("server.api_keys") && text.contains("tenants.acme.api_keys"), "{text}");
+    // The tenant of server.api_keys may have a section, and keys in both places.
+    let both = format!("server.api_keys = [\"{KEY}\"]\n[tenants.default]\nweight = 2\napi_keys = [\"{KEY}\"]\n");
+    assert_eq!(Config::from_toml(&both).unwrap().tenants["default"].weight, 2);
+    for wrong in ["weight = 0", "rate = 0", "max_running = 0", "max_waiting = 0", "burst = 0", "colour = 1"] {
+        let text = faults(&format!("[tenants.acme]\n{wrong}\n"));
+        assert!(text.contains("tenants.acme."), "{text}");
+    }
+    // The keys of tenants are keys, too.
+    let open = "listen = \"0.0.0.0:7070\"\nmode = \"production\"\n";
+    assert!(faults(open).contains("server.api_keys"));
+    Config::from_toml(&format!("{open}[tenants.acme]\napi_keys = [\"{KEY}\"]\n")).unwrap();
+    let start = Start::new().env("RUNCAST_TENANTS_ACME_WEIGHT", "2");
+    assert!(start.faults().contains("the file has to name the entry first, as [tenants.NAME]"), "{}", start.faults());
+}

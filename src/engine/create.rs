@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use super::effects::perform;
 use super::mailbox::post;
 use super::recovery::KEY_KEPT;
+use super::sharing::settle;
 use super::timers::Arm;
-use super::{Engine, RunRequestError};
+use super::{Engine, Node, RunRequestError};
 use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
 use crate::thread::{Occasion, OnBusy, Refusal};
@@ -22,6 +23,9 @@ pub(crate) const PRIORITIES: i32 = 100;
 
 /// The longest metadata key and value, in bytes.
 const METADATA_BYTES: usize = 512;
+
+/// The longest concurrency key, in bytes.
+const CONCURRENCY_KEY_BYTES: usize = 128;
 
 /// A wish for a run.
 #[derive(Debug, Clone)]
@@ -54,6 +58,9 @@ pub struct CreateRun {
     pub metadata: BTreeMap<String, String>,
     /// Makes the wish safe to repeat.
     pub key: Option<Key>,
+    /// How many runs of the agent with the same key may be running at once can be limited. At most
+    /// 128 bytes.
+    pub concurrency_key: Option<String>,
     /// Kept on the run.
     pub correlation_id: Option<String>,
 }
@@ -77,6 +84,7 @@ impl CreateRun {
             on_busy: None,
             metadata: BTreeMap::new(),
             key: None,
+            concurrency_key: None,
             correlation_id: None,
         }
     }
@@ -136,6 +144,22 @@ pub enum CreateError {
     TooManyWaiting {
         /// How many may.
         limit: u64,
+    },
+    /// Too many runs of the tenant wait.
+    #[error("{limit} runs of tenant {} are waiting already, which is its max_waiting", tenant.as_str())]
+    TooManyOfTenant {
+        /// The tenant.
+        tenant: Tenant,
+        /// How many may.
+        limit: u64,
+    },
+    /// The tenant asks for runs faster than it may.
+    #[error("tenant {} asks for runs faster than its rate allows", tenant.as_str())]
+    RateLimited {
+        /// The tenant.
+        tenant: Tenant,
+        /// How long to wait.
+        retry_after: Duration,
     },
     /// The key was used for another request.
     #[error("the idempotency key was used before, with another body")]
@@ -250,11 +274,23 @@ impl Engine {
         let (run, decision) = Run::create(spec, due, steps_kept);
         let segment = Segment::encode(1, &decision.events, now);
         let key = key.map(|key| stored_key(key, now));
-        let new = NewRun { run: run.clone(), segment: segment.clone(), key, max_waiting: limit };
-        match node.store.create(new).await? {
+        let tenant = &run.spec.tenant;
+        let share = node.settings.sharing.share(tenant);
+        let charge = node.rates.take(tenant, node.peers.serving());
+        // What was accepted before is found all the same: only nothing new is let in.
+        let max_waiting = match &charge {
+            Ok(_) => limit,
+            Err(retry_after) if key.is_none() => return Err(node.too_fast(tenant, *retry_after)),
+            Err(_) => 0,
+        };
+        let new = NewRun { run: run.clone(), segment: segment.clone(), key, max_waiting, share };
+        let created = node.store.create(new).await;
+        let retry_after = settle(charge, matches!(created, Ok(Created::New)));
+        match created? {
             Created::Existing(stored) => return Ok((*stored, true)),
             Created::KeyReused => return Err(CreateError::KeyReused),
-            Created::TooManyWaiting => return Err(CreateError::TooManyWaiting { limit }),
+            Created::TooManyWaiting => return Err(node.too_many(tenant, retry_after)),
+            Created::TooManyOfTenant => return Err(node.too_many_of(tenant)),
             Created::New => {}
         }
         node.metrics.runs_created.inc();
@@ -314,6 +350,9 @@ impl Engine {
             return Err(invalid("priority", format!("expected -{PRIORITIES} to {PRIORITIES}")));
         }
         check_metadata(&wish.metadata, settings.max_metadata_entries)?;
+        if wish.concurrency_key.as_ref().is_some_and(|key| !(1..=CONCURRENCY_KEY_BYTES).contains(&key.len())) {
+            return Err(invalid("concurrency_key", format!("expected 1 to {CONCURRENCY_KEY_BYTES} bytes")));
+        }
         let due = match wish.start {
             Start::Now => None,
             Start::After(delay) => Some(now.after(bounded("delay_ms", delay)?)),
@@ -350,10 +389,39 @@ impl Engine {
             thread: wish.thread,
             latest_due: None,
             retry_of: None,
+            concurrency_key: wish.concurrency_key,
             correlation_id: wish.correlation_id,
             created_at: now,
         };
         Ok((spec, due, wish.key))
+    }
+}
+
+impl Node {
+    /// Why nothing new is let in: the tenant asks too fast, or too many wait.
+    pub(super) fn too_many(&self, tenant: &Tenant, retry_after: Option<Duration>) -> CreateError {
+        if let Some(retry_after) = retry_after {
+            return self.too_fast(tenant, retry_after);
+        }
+        self.metrics.run_refused(&self.tenant_label(tenant), "too_many_waiting");
+        CreateError::TooManyWaiting { limit: self.settings.max_waiting }
+    }
+
+    pub(super) fn too_many_of(&self, tenant: &Tenant) -> CreateError {
+        self.metrics.run_refused(&self.tenant_label(tenant), "too_many_of_tenant");
+        let limit = self.settings.sharing.share(tenant).max_waiting.unwrap_or(0);
+        CreateError::TooManyOfTenant { tenant: tenant.clone(), limit }
+    }
+
+    fn too_fast(&self, tenant: &Tenant, retry_after: Duration) -> CreateError {
+        self.metrics.run_refused(&self.tenant_label(tenant), "rate_limited");
+        CreateError::RateLimited { tenant: tenant.clone(), retry_after }
+    }
+
+    /// The tenant as metrics name it: only those that the settings name are told apart.
+    fn tenant_label(&self, tenant: &Tenant) -> String {
+        let known = *tenant == Tenant::default() || self.settings.sharing.tenants.contains_key(tenant);
+        if known { tenant.as_str().to_owned() } else { "other".to_owned() }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Dead letters: what could not be done and waits for a person, who looks at it, and requeues or removes it.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
 use super::ingest::create_run;
 use super::{CreateError, Engine, Key};
 use crate::run::{Tenant, Timestamp};
-use crate::store::{DeadLetter, Depths, Discard, StoreError, Stored};
+use crate::store::{DeadLetter, Depths, Discard, StoreError, Stored, TenantDepths};
 
 /// Why a dead letter was not requeued.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,6 +33,11 @@ impl Engine {
     /// How much waits where.
     pub async fn depths(&self) -> Result<Depths, StoreError> {
         self.node.store.depths().await
+    }
+
+    /// What each tenant has queued and running; tenants without any are left out.
+    pub async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+        self.node.store.depths_by_tenant().await
     }
 
     /// Dead letters, in the order of their times, at most `limit`, beginning after `after`.

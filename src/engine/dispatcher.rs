@@ -7,6 +7,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -157,6 +158,8 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
     let claim = Claim {
         node: Arc::clone(&node.name),
         agents: Arc::clone(&node.executed),
+        turn: node.turn.load(Ordering::Relaxed),
+        limits: Arc::clone(&node.limits),
         room: permits.len(),
         reserve: node.settings.reserve,
         lease: node.settings.lease,
@@ -166,6 +169,7 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
     match node.store.claim(claim).await {
         Ok(claimed) => {
             node.outage.is_over();
+            pass_turn(&node, &claimed);
             start(&node, claimed, permits, asked).await;
             // A delivery that is not acknowledged comes again and finds nothing to claim, which is no error.
             for acknowledged in join_all(deliveries.into_iter().map(Delivery::ack)).await {
@@ -187,6 +191,17 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// The turn goes to the agent behind the one that was served last.
+fn pass_turn(node: &Node, claimed: &[Claimed]) {
+    if let Some(last) = claimed.last().map(|claimed| &claimed.run.spec)
+        && let Some(at) = node.executed.iter().position(|(agent, version)| {
+            (agent.as_str(), version.as_str()) == (last.agent.as_str(), last.agent_version.as_str())
+        })
+    {
+        node.turn.store((at + 1) % node.executed.len(), Ordering::Relaxed);
     }
 }
 

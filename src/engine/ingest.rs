@@ -62,6 +62,7 @@ pub(super) fn create_run(name: &str, wish: Wish) -> CreateRun {
         on_busy: None,
         metadata,
         key: Some(Key { route: "ingest", key: format!("{name}:{key}"), fingerprint: [0; 32] }),
+        concurrency_key: None,
         correlation_id: None,
     }
 }
@@ -188,7 +189,11 @@ impl Pump {
 /// Whether the same wish may be accepted later, without anybody's changing it.
 fn may_pass(error: &CreateError) -> bool {
     match error {
-        CreateError::TooManyWaiting { .. } | CreateError::AgentUnavailable { .. } | CreateError::Draining => true,
+        CreateError::TooManyWaiting { .. }
+        | CreateError::TooManyOfTenant { .. }
+        | CreateError::RateLimited { .. }
+        | CreateError::AgentUnavailable { .. }
+        | CreateError::Draining => true,
         // What the store says of the data may be about this message; all else is about the store.
         CreateError::Store(error) => !matches!(error, StoreError::Corrupt(_)),
         CreateError::Invalid { .. }

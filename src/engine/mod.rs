@@ -25,6 +25,7 @@ mod recovery;
 mod retention;
 mod run_actor;
 mod schedules;
+mod sharing;
 mod supervisor;
 mod threads;
 mod timers;
@@ -35,7 +36,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -51,7 +52,7 @@ use crate::agent::{AgentCard, Agents};
 use crate::clock::Clock;
 use crate::ingest::Mapping;
 use crate::run::{Backoff, Command, Rejection, RunId, Segment, Status, Tenant};
-use crate::store::{Changed, Deleted, Followed, Proposal, RunFilter, Store, StoreError, Stored, Transition};
+use crate::store::{Changed, Deleted, Followed, Limits, Proposal, RunFilter, Store, StoreError, Stored, Transition};
 use crate::telemetry::Metrics;
 
 pub use create::{CreateError, CreateRun, Key, Start};
@@ -64,12 +65,14 @@ pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 pub use timetable::Timetable;
 
 pub use peers::{Fingerprint, NodeCard, Offer};
+pub use sharing::{AgentLimits, Sharing, TenantShare};
 
 use feed::{Live, Opened};
 use leases::Leases;
 use mailbox::post;
 use peers::Peers;
 use recovery::{follow, settle, show};
+use sharing::Rates;
 use supervisor::Supervisor;
 use timers::Timers;
 
@@ -170,6 +173,8 @@ pub struct Settings {
     pub max_waiting: u64,
     /// The most runs that may wait in one thread.
     pub max_pending: usize,
+    /// What tenants and agents are entitled to.
+    pub sharing: Sharing,
     /// The most metadata entries.
     pub max_metadata_entries: usize,
 }
@@ -188,6 +193,11 @@ pub(crate) struct Node {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     settings: Settings,
+    /// Those of the settings, as the store takes them.
+    limits: Arc<Limits>,
+    rates: Rates,
+    /// The place in `executed` of the agent whose turn it is.
+    turn: AtomicUsize,
     feed: Feed,
     timers: Addr<Timers>,
     supervisors: Vec<Addr<Supervisor>>,
@@ -321,6 +331,9 @@ impl Engine {
             executed,
             clock,
             metrics,
+            limits: Arc::new(settings.sharing.limits()),
+            rates: Rates::new(&settings.sharing),
+            turn: AtomicUsize::new(0),
             settings,
             feed,
             timers: Timers::default().start(),
@@ -552,6 +565,11 @@ impl Engine {
         let metrics = &self.node.metrics;
         if let Ok(counts) = self.node.store.counts().await {
             metrics.runs_open(&counts);
+        }
+        if let Ok(depths) = self.node.store.depths_by_tenant().await {
+            for tenant in self.node.settings.sharing.tenants.keys() {
+                metrics.tenant_depths(tenant, depths.get(tenant).copied().unwrap_or_default());
+            }
         }
         metrics.logs.set(self.node.feed.len() as i64);
         metrics.viewers.set(self.node.feed.viewers() as i64);

@@ -5,6 +5,7 @@
 //! later stands down. A worker that does not agree takes no runs. Agents are no part of it: they only
 //! decide what a worker claims, so that a rolling deploy with a new one stops nobody.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +138,14 @@ impl Peers {
         known.others.iter().flat_map(|card| &card.agents).any(|offer| offer.agent == agent)
     }
 
+    /// How many living nodes accept runs, this one among them.
+    pub(crate) fn serving(&self) -> u32 {
+        let known = self.known.read();
+        let others =
+            known.others.iter().filter(|card| card.role.serves() && !card.draining && card.disagreements.is_empty());
+        u32::try_from(others.count()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// Some live worker has the agent, as far as is known.
     pub(crate) fn offered(&self, agent: &str, version: &str) -> bool {
         let known = self.known.read();
@@ -176,6 +185,14 @@ impl Node {
             draining: self.draining.load(std::sync::atomic::Ordering::Acquire),
             disagreements: known.disagreements.clone(),
         }
+    }
+
+    /// The agents and versions that this node or a living worker has, each once.
+    pub(crate) fn offered(&self) -> BTreeSet<(String, String)> {
+        let known = self.peers.known.read();
+        let offers = known.others.iter().filter(|card| card.role.executes()).flat_map(|card| &card.agents);
+        let others = offers.map(|offer| (offer.agent.clone(), offer.version.clone()));
+        others.chain(self.all_agents()).collect()
     }
 
     /// The cards of all nodes, ordered by id; this node's own is among them.

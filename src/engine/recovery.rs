@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Node;
 use super::effects::{perform, queue};
 use super::mailbox::post;
+use super::sharing::relieve;
 use super::timers::Arm;
 use crate::run::{Backoff, RunId, Timestamp};
 use crate::store::{Changed, Followed, Queued, StoreError, Transition};
@@ -44,6 +45,7 @@ pub(crate) fn show(node: &Arc<Node>, Changed { run, segment, effects }: Changed)
     if run.status.is_final() {
         node.metrics.run_left(&run);
     }
+    relieve(node, &run);
     perform(node, &run, effects);
 }
 

@@ -25,6 +25,7 @@ use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
 use super::recovery::follow;
+use super::sharing::relieve;
 use super::supervisor::{Gone, Start, Supervisor};
 use crate::agent::{Agent, AgentError, Answer, Asked, Conversation, Push, RunContext, Sink, Stopped};
 use crate::run::{
@@ -398,6 +399,7 @@ impl RunActor {
         if ends {
             self.ending = Ending::Settled;
             self.node.metrics.run_left(&self.run);
+            relieve(&self.node, &self.run);
             self.stop(context);
         }
     }

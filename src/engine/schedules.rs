@@ -184,6 +184,7 @@ fn wish(schedule: &Schedule) -> CreateRun {
         on_disconnect: request.on_disconnect,
         thread: None,
         on_busy: None,
+        concurrency_key: None,
         metadata: request.metadata,
         key: None,
         correlation_id: Some(schedule.id.to_string()),
@@ -277,7 +278,11 @@ async fn create(engine: &Engine, schedule: &Schedule, run: RunId) -> Result<Resu
         Err(CreateError::Store(error @ StoreError::Corrupt(_))) => Ok(Err(error.into())),
         Err(CreateError::Store(error)) => Err(Later::Store(error)),
         Err(
-            error @ (CreateError::TooManyWaiting { .. } | CreateError::AgentUnavailable { .. } | CreateError::Draining),
+            error @ (CreateError::TooManyWaiting { .. }
+            | CreateError::TooManyOfTenant { .. }
+            | CreateError::RateLimited { .. }
+            | CreateError::AgentUnavailable { .. }
+            | CreateError::Draining),
         ) => Err(Later::Refused(error)),
         Err(
             error @ (CreateError::Invalid { .. }

@@ -80,6 +80,7 @@ fn settings() -> Settings {
         max_input: 1 << 20,
         max_waiting: 100,
         max_pending: 100,
+        sharing: Sharing::default(),
         max_metadata_entries: 1,
     }
 }
@@ -100,6 +101,7 @@ fn wish(agent: &str) -> CreateRun {
         on_disconnect: OnDisconnect::Continue,
         metadata: BTreeMap::new(),
         key: None,
+        concurrency_key: None,
         correlation_id: None,
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::create::{CreateError, CreateRun, Key, check_metadata, invalid, stored_key};
 use super::mailbox::post;
 use super::recovery::show;
+use super::sharing::settle;
 use super::timers::Arm;
 use super::{Engine, Node};
 use crate::run::{
@@ -283,15 +284,22 @@ impl Engine {
         let tenant = newcomer.spec.tenant.clone();
         let ask = Ask { occasion, on_busy, newcomer, max_pending, max_input, now };
         let key = key.map(|key| stored_key(key, now));
-        let admission = Admission { tenant, thread, ask, key, max_waiting: settings.max_waiting };
-        match node.store.admit(admission).await? {
+        let (charge, share) = (node.rates.take(&tenant, node.peers.serving()), settings.sharing.share(&tenant));
+        // What was accepted before is found all the same, and what joins a run makes none.
+        let max_waiting = if charge.is_ok() { settings.max_waiting } else { 0 };
+        let admission = Admission { tenant: tenant.clone(), thread, ask, key, max_waiting, share };
+        let admitted = node.store.admit(admission).await;
+        let created = matches!(&admitted, Ok(Admitted::Done(moved)) if moved.created.is_some());
+        let retry_after = settle(charge, created);
+        match admitted? {
             Admitted::Done(admitted) => {
                 moved(node, (*admitted).clone());
                 Ok(Admitted::Done(admitted))
             }
             existing @ Admitted::Existing { .. } => Ok(existing),
             Admitted::KeyReused => Err(CreateError::KeyReused),
-            Admitted::TooManyWaiting => Err(CreateError::TooManyWaiting { limit: settings.max_waiting }),
+            Admitted::TooManyWaiting => Err(node.too_many(&tenant, retry_after)),
+            Admitted::TooManyOfTenant => Err(node.too_many_of(&tenant)),
             Admitted::Missing => Err(CreateError::ThreadMissing),
             Admitted::Refused(refusal) => Err(CreateError::Refused(refusal)),
         }
@@ -452,7 +460,13 @@ pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> 
             node.outage.felt("cannot fire a follow-up", &error);
             return Some(timer);
         }
-        Err(CreateError::Draining | CreateError::TooManyWaiting { .. } | CreateError::AgentUnavailable { .. }) => {
+        Err(
+            CreateError::Draining
+            | CreateError::TooManyWaiting { .. }
+            | CreateError::TooManyOfTenant { .. }
+            | CreateError::RateLimited { .. }
+            | CreateError::AgentUnavailable { .. },
+        ) => {
             return Some(timer);
         }
         Err(CreateError::Refused(_)) => node.metrics.stale_timers.inc(),

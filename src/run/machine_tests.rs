@@ -27,6 +27,7 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         thread: None,
         latest_due: None,
         retry_of: None,
+        concurrency_key: None,
         correlation_id: None,
         created_at: at(1_000),
     }

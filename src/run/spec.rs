@@ -67,6 +67,8 @@ pub struct Spec {
     pub latest_due: Option<Timestamp>,
     /// The run this one goes on from.
     pub retry_of: Option<RunId>,
+    /// How many runs of an agent with the same key may be running at once can be limited.
+    pub concurrency_key: Option<String>,
     /// Handed on from the request that created the run.
     pub correlation_id: Option<String>,
     /// When it was accepted.

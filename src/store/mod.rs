@@ -15,6 +15,7 @@ mod error;
 pub mod postgres;
 mod retention;
 mod schedules;
+pub(crate) mod shares;
 mod spelling;
 pub mod sqlite;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use crate::run::{Changed, StepRecord};
 pub use error::StoreError;
 pub use retention::RetentionStore;
 pub use schedules::{Schedule, ScheduleCreated, ScheduleStore};
+pub use shares::Limits;
 pub use threads::{
     Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, ThreadCreated, ThreadDeleted, ThreadStore,
 };
@@ -63,8 +65,10 @@ pub trait RunStore: Send + Sync + 'static {
     /// Removes a final run with all that belongs to it.
     async fn delete(&self, tenant: &Tenant, id: RunId) -> Result<Deleted, StoreError>;
 
-    /// Claims the next queued runs: highest priority first, then oldest. Each one's status, attempt,
-    /// lease and first event are written in the same transaction. None left is no error.
+    /// Claims the next queued runs: highest priority first, then in fair order between tenants; of equal
+    /// priority, the agents take turns. Runs that a limit keeps waiting are passed over; limits hold
+    /// exactly, whoever claims at the same time with the same limits. Each one's status, attempt, lease and
+    /// first event are written in the same transaction. None left is no error.
     async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError>;
 
     /// Writes what the owner of a running run has decided, if it still is the owner.
@@ -134,6 +138,9 @@ pub trait RunStore: Send + Sync + 'static {
 
     /// How much waits where.
     async fn depths(&self) -> Result<Depths, StoreError>;
+
+    /// What each tenant has queued and running; tenants without any are left out.
+    async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError>;
 
     /// Removes idempotency keys kept since before `before`, at most `limit`; returns how many.
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError>;
@@ -291,6 +298,15 @@ pub struct Depths {
     pub failed: u64,
 }
 
+/// What a tenant has queued and running.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantDepths {
+    /// Queued runs.
+    pub queued: u64,
+    /// Running ones.
+    pub running: u64,
+}
+
 /// A run and what the store keeps beside its state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
@@ -313,6 +329,25 @@ pub struct NewRun {
     pub key: Option<IdempotencyKey>,
     /// Refuse when so many runs are scheduled or queued.
     pub max_waiting: u64,
+    /// What its tenant is entitled to.
+    pub share: Share,
+}
+
+/// What a tenant is entitled to, as far as a new run is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Tenants that all have runs queued are served in proportion to their weights.
+    pub weight: u32,
+    /// Refuse when so many of the tenant's runs are scheduled or queued. Exact in a store of one process; near
+    /// the bound, several nodes on one store may exceed it by what they create in the same moment.
+    pub max_waiting: Option<u64>,
+}
+
+impl Default for Share {
+    /// Weight 1, no bound.
+    fn default() -> Self {
+        Self { weight: 1, max_waiting: None }
+    }
 }
 
 /// Makes a repeated request find the first one's run.
@@ -339,6 +374,8 @@ pub enum Created {
     KeyReused,
     /// Too many runs wait already.
     TooManyWaiting,
+    /// Too many runs of the tenant wait already.
+    TooManyOfTenant,
 }
 
 /// Which runs to list.
@@ -378,6 +415,10 @@ pub struct Claim {
     pub node: Arc<str>,
     /// The agents it has: name and version.
     pub agents: Arc<[(String, String)]>,
+    /// The place in `agents` of the one whose turn it is among those with runs of equal priority.
+    pub turn: usize,
+    /// How many runs may be running at once. All nodes on a store should say the same.
+    pub limits: Arc<Limits>,
     /// How many runs it has room for, at least 1.
     pub room: usize,
     /// How many sequence numbers to reserve for each.
@@ -386,6 +427,18 @@ pub struct Claim {
     pub lease: Duration,
     /// The time.
     pub now: Timestamp,
+}
+
+impl Claim {
+    /// The agents and versions, each once, with how many others have their turn before it.
+    fn lanes(&self) -> impl Iterator<Item = (usize, &str, &str)> {
+        let agents = &self.agents;
+        let first = |at: &usize| !agents[..*at].contains(&agents[*at]);
+        (0..agents.len()).filter(first).map(|at| {
+            let turn = (at + agents.len() - self.turn % agents.len()) % agents.len();
+            (turn, agents[at].0.as_str(), agents[at].1.as_str())
+        })
+    }
 }
 
 /// A run that was claimed.

@@ -11,6 +11,7 @@ mod nodes;
 mod reading;
 mod recovering;
 mod schedules;
+mod sharing;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub(crate) use nodes::*;
 pub(crate) use reading::*;
 pub(crate) use recovering::*;
 pub(crate) use schedules::*;
+pub(crate) use sharing::*;
 
 /// A store of its own for each case.
 #[async_trait]
@@ -106,6 +108,21 @@ macro_rules! store_suite {
             runs_are_removed_when_they_ended_long_ago
             several_nodes_remove_each_run_once
             the_first_node_decides_what_is_agreed
+            a_flood_of_one_tenant_does_not_delay_another
+            tenants_are_served_by_their_weights
+            runs_created_together_are_spread_as_well
+            priority_goes_before_fairness
+            agents_of_one_priority_take_turns
+            a_run_that_comes_back_keeps_its_place
+            a_run_that_was_delayed_stands_in_line
+            the_order_survives_a_restart
+            a_limit_is_never_exceeded_and_always_used
+            what_is_limited_is_passed_over
+            agents_and_keys_have_limits
+            limits_count_what_runs_after_a_restart
+            a_tenant_has_a_bound_of_its_own
+            depths_are_told_by_tenant
+            limits_hold_in_any_history
             counts_match_a_scan_after_any_history
             a_closed_store_refuses_everything
         }

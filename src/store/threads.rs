@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Changed, IdempotencyKey, StoreError, Stored};
+use super::{Changed, IdempotencyKey, Share, StoreError, Stored};
 use crate::run::{Message, Run, RunId, Tenant, ThreadId, Timestamp};
 use crate::thread::{Ask, Event, How, Refusal, Thread, ThreadMessage};
 use async_trait::async_trait;
@@ -120,6 +120,8 @@ pub struct Admission {
     pub key: Option<IdempotencyKey>,
     /// Refuse when so many runs are scheduled or queued and another would be.
     pub max_waiting: u64,
+    /// What the tenant is entitled to, if a run is created.
+    pub share: Share,
 }
 
 /// What became of an admission.
@@ -138,6 +140,8 @@ pub enum Admitted {
     KeyReused,
     /// Too many runs wait already.
     TooManyWaiting,
+    /// Too many of the tenant's runs wait already.
+    TooManyOfTenant,
     /// There is no such thread.
     Missing,
     /// It did not come in.

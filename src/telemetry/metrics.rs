@@ -9,7 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::run::{Run, Status, Timestamp};
+use crate::run::{Run, Status, Tenant, Timestamp};
+use crate::store::TenantDepths;
 
 type Labels = [(&'static str, String); 1];
 
@@ -47,6 +48,8 @@ pub struct Metrics {
     pub lost_wakes: Counter,
     /// Panics inside agents.
     pub agent_panics: Counter,
+    runs_refused: Family<[(&'static str, String); 2], Counter>,
+    tenant_runs: Family<[(&'static str, String); 2], Gauge>,
     requests: Family<[(&'static str, String); 2], Counter>,
     ingested: Family<[(&'static str, String); 2], Counter>,
 }
@@ -74,6 +77,8 @@ impl Default for Metrics {
             stale_timers: Counter::default(),
             lost_wakes: Counter::default(),
             agent_panics: Counter::default(),
+            runs_refused: Family::default(),
+            tenant_runs: Family::default(),
             requests: Family::default(),
             ingested: Family::default(),
         };
@@ -106,6 +111,9 @@ impl Metrics {
         registry.register("stale_timers", "Timers that fired for nothing", self.stale_timers.clone());
         registry.register("lost_wakes", "Wake-ups that could not be published", self.lost_wakes.clone());
         registry.register("agent_panics", "Panics inside agents", self.agent_panics.clone());
+        registry.register("runs_refused", "Runs not accepted, by tenant and reason", self.runs_refused.clone());
+        let of_tenants = self.tenant_runs.clone();
+        registry.register("tenant_runs", "Runs of the tenants of the configuration, by status", of_tenants);
         registry.register("ingested", "Foreign messages, by source and what became of them", self.ingested.clone());
         registry.register("http_requests", "Requests answered, by route and status", self.requests.clone());
     }
@@ -141,6 +149,21 @@ impl Metrics {
             let count = counts.get(&status).copied().unwrap_or(0);
             let gauge = self.runs_open.get_or_create(&[("status", status.to_string())]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A run was not accepted: `too_many_waiting`, `too_many_of_tenant` or `rate_limited`. `tenant` is one that the
+    /// configuration names, or `other`.
+    pub fn run_refused(&self, tenant: &str, reason: &str) {
+        let labels = [("tenant", tenant.to_owned()), ("reason", reason.to_owned())];
+        self.runs_refused.get_or_create(&labels).inc();
+    }
+
+    /// What a tenant of the configuration has queued and running.
+    pub fn tenant_depths(&self, tenant: &Tenant, depths: TenantDepths) {
+        for (status, count) in [(Status::Queued, depths.queued), (Status::Running, depths.running)] {
+            let labels = [("tenant", tenant.as_str().to_owned()), ("status", status.to_string())];
+            self.tenant_runs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

@@ -87,6 +87,7 @@ impl World {
             thread: Some(self.thread.id),
             latest_due: None,
             retry_of: None,
+            concurrency_key: None,
             correlation_id: None,
             created_at: at(self.now),
         };

@@ -7,6 +7,7 @@ mod cancel;
 mod cluster;
 mod config;
 mod embed;
+mod fairness;
 mod harness;
 mod ingest;
 mod lifecycle;

@@ -71,7 +71,7 @@ async fn the_depths_tell_what_waits_where() {
     node.create(json!({"agent": "scripted", "input": "x", "delay_ms": 600_000})).await;
     let depths = node.get("/v1/queues").await.json();
     let expected = json!({"pending": 2, "high_priority": 1, "processing": 0, "retry": 0, "scheduled": 1, "waiting": 0,
-        "failed": 0});
+        "failed": 0, "tenants": [{"tenant": "default", "queued": 3, "running": 0}]});
     assert_eq!(depths, expected);
 }
 

@@ -6,7 +6,8 @@
 //! **How many wait.** An exact count at each creation would cost more than the creation, the more so the longer
 //! the queue is. So a count holds for a second, and as long as the bound is far enough away: what this node has
 //! created since is taken [`NODES`] times, for the other nodes may have created as much. Near the bound each batch
-//! counts, which keeps one node exactly within the bound, and several within a batch each.
+//! counts, which keeps one node exactly within the bound, and several within a batch each. The bounds of tenants are
+//! kept in the same way.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -17,13 +18,14 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::batch::{self, Batch, batch_arrays, batch_columns, insert_log};
+use super::batch::{Batch, batch_arrays, batch_columns, insert_log};
 use super::conn::Conn;
 use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
 use super::rows::{self, Columns, Found, limit, plain};
-use crate::run::{RunId, Timestamp};
+use crate::run::{RunId, Tenant, Timestamp};
+use crate::store::shares::stride;
 use crate::store::spelling::{integer, json, on_disconnect_text, unsigned};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
@@ -34,10 +36,11 @@ const WRITE: &str = concat!(
     batch_arrays!(),
     ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
      $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[]) AS i(",
+     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at) \
+     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, stride, \
+     concurrency_key) \
      WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
      (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
@@ -46,13 +49,19 @@ const WRITE: &str = concat!(
      kept_at = EXCLUDED.kept_at WHERE k.kept_at < (SELECT valid_after FROM possible WHERE id = EXCLUDED.run_id) \
      RETURNING run_id), \
      wanted AS MATERIALIZED (SELECT * FROM possible WHERE key IS NULL OR id IN (SELECT run_id FROM keys)), \
-     runs AS (INSERT INTO runcast_runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, \
+     based AS (SELECT n.*, CASE WHEN n.status = 'queued' AND row_number() OVER (PARTITION BY n.tenant, n.agent, \
+     n.agent_version, n.priority, n.status ORDER BY n.id) = 1 THEN ",
+    super::shares::reached!("n"),
+    " END AS base FROM wanted n), \
+     runs AS (INSERT INTO runcast_runs (rank, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, status, attempt, \
      failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
      finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-     error_message, reserved_seq, commit_number) SELECT id, tenant, agent, agent_version, priority, created_at, \
+     error_message, reserved_seq, commit_number) SELECT CASE WHEN status = 'queued' \
+     THEN (max(base) OVER lane + sum(stride) OVER (lane ORDER BY id))::bigint ELSE 0 END, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, \
      status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
-     outcome, error_code, error_message, reserved_seq, commit_number FROM wanted \
+     outcome, error_code, error_message, reserved_seq, commit_number FROM based \
+     WINDOW lane AS (PARTITION BY tenant, agent, agent_version, priority, status) \
      ON CONFLICT (id) DO NOTHING RETURNING id), \
      new AS MATERIALIZED (SELECT * FROM wanted WHERE id IN (SELECT id FROM runs)), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
@@ -69,6 +78,10 @@ const WRITE: &str = concat!(
      SELECT id FROM new"
 );
 
+/// Begins a transaction for [`WRITE`], which is to find what it joins, and the ranks, by indexes and in their order.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
+     SET LOCAL enable_mergejoin = off";
+
 /// What the keys were used for, unless that is forgotten.
 const USED: &str = "SELECT wanted.at, k.fingerprint, k.run_id \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY \
@@ -79,6 +92,12 @@ const USED: &str = "SELECT wanted.at, k.fingerprint, k.run_id \
 const COUNT: &str = "SELECT \
      (SELECT count(*) FROM (SELECT FROM runcast_runs WHERE status = 'queued' LIMIT $1) queued) + \
      (SELECT count(*) FROM (SELECT FROM runcast_runs WHERE status = 'scheduled' LIMIT $1) scheduled)";
+
+const COUNT_OF_TENANTS: &str = "SELECT t.at, (SELECT count(*) FROM (SELECT FROM runcast_runs r \
+     WHERE r.status = 'queued' AND r.tenant = t.tenant LIMIT t.most) queued) + \
+     (SELECT count(*) FROM (SELECT FROM runcast_runs r \
+     WHERE r.status = 'scheduled' AND r.tenant = t.tenant LIMIT t.most) scheduled) \
+     FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS t(tenant, most, at)";
 
 /// How many nodes may create runs at the same pace before the bound is overrun.
 const NODES: u64 = 8;
@@ -108,38 +127,116 @@ impl Creation {
 
 /// How many runs wait, as far as this node knows.
 #[derive(Default)]
-pub(super) struct Waiting {
+struct Counted {
     counted: Option<(u64, Instant)>,
     created_since: u64,
 }
 
-impl Waiting {
+impl Counted {
+    fn now(waiting: u64) -> Self {
+        Self { counted: Some((waiting, Instant::now())), created_since: 0 }
+    }
+
     /// How many there may be at most; none if nobody knows.
     fn at_most(&self) -> Option<u64> {
         let (counted, at) = self.counted?;
         (at.elapsed() < COUNT_HOLDS).then(|| counted.saturating_add(self.created_since.saturating_mul(NODES)))
     }
 
-    /// Which of `items` the bound lets in; the others are too many.
-    async fn admit(&mut self, conn: &Conn, items: &[&Creation]) -> Result<Vec<bool>, Failure> {
+    /// Whether so many more may come near the bound.
+    fn is_near(&self, bound: u64, more: usize) -> bool {
+        self.at_most().is_none_or(|most| most.saturating_add(more as u64) >= bound)
+    }
+}
+
+/// How many runs wait, of all tenants and of those that have bounds.
+#[derive(Default)]
+pub(super) struct Waiting {
+    all: Counted,
+    tenants: HashMap<Tenant, Counted>,
+}
+
+impl Waiting {
+    /// What becomes of those of `items` that the bounds do not let in; none for the others.
+    async fn admit(&mut self, conn: &Conn, items: &[&Creation]) -> Result<Vec<Option<Created>>, Failure> {
+        let mut refused = vec![None; items.len()];
+        self.admit_all(conn, items, &mut refused).await?;
+        self.admit_tenants(conn, items, &mut refused).await?;
+        Ok(refused)
+    }
+
+    async fn admit_all(
+        &mut self,
+        conn: &Conn,
+        items: &[&Creation],
+        refused: &mut [Option<Created>],
+    ) -> Result<(), Failure> {
         let unbounded = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
         let bounds = || items.iter().map(|item| item.new.max_waiting).filter(|bound| *bound < unbounded);
-        let (Some(lowest), Some(highest)) = (bounds().min(), bounds().max()) else {
-            return Ok(vec![true; items.len()]);
-        };
-        let near = self.at_most().is_none_or(|most| most.saturating_add(items.len() as u64) >= lowest);
-        if !near {
-            return Ok(vec![true; items.len()]);
+        let (Some(lowest), Some(highest)) = (bounds().min(), bounds().max()) else { return Ok(()) };
+        if !self.all.is_near(lowest, items.len()) {
+            return Ok(());
         }
         let counted = conn.query(COUNT, &[&integer(highest)]).await?;
         let mut waiting = counted.first().map_or(Ok(0), |row| row.try_get(0)).map(unsigned)?;
-        *self = Self { counted: Some((waiting, Instant::now())), created_since: 0 };
-        let admitted = items.iter().map(|item| {
+        self.all = Counted::now(waiting);
+        for (item, refused) in items.iter().zip(refused) {
             let room = waiting < item.new.max_waiting;
             waiting += u64::from(room);
-            room
-        });
-        Ok(admitted.collect())
+            *refused = (!room).then_some(Created::TooManyWaiting);
+        }
+        Ok(())
+    }
+
+    async fn admit_tenants(
+        &mut self,
+        conn: &Conn,
+        items: &[&Creation],
+        refused: &mut [Option<Created>],
+    ) -> Result<(), Failure> {
+        // The lowest and the highest bound of each tenant, which differ only while nodes are configured anew.
+        let mut bounds: HashMap<&Tenant, (u64, u64)> = HashMap::new();
+        for item in items {
+            if let Some(bound) = item.new.share.max_waiting {
+                let (lowest, highest) = bounds.entry(&item.new.run.spec.tenant).or_insert((bound, bound));
+                (*lowest, *highest) = (bound.min(*lowest), bound.max(*highest));
+            }
+        }
+        let none = Counted::default();
+        bounds.retain(|tenant, (lowest, _)| self.tenants.get(*tenant).unwrap_or(&none).is_near(*lowest, items.len()));
+        if bounds.is_empty() {
+            return Ok(());
+        }
+        let (tenants, most): (Vec<&Tenant>, Vec<i64>) =
+            bounds.into_iter().map(|(tenant, (_, highest))| (tenant, integer(highest))).unzip();
+        let names: Vec<_> = tenants.iter().map(|tenant| plain(tenant.as_str())).collect();
+        self.tenants.retain(|_, counted| counted.at_most().is_some());
+        for row in conn.query(COUNT_OF_TENANTS, &[&names, &most]).await? {
+            let (at, mut waiting) = (row.try_get::<_, i64>(0)?, row.try_get(1).map(unsigned)?);
+            let Some(tenant) = usize::try_from(at - 1).ok().and_then(|at| tenants.get(at)) else { continue };
+            self.tenants.insert(Tenant::clone(tenant), Counted::now(waiting));
+            for (item, refused) in items.iter().zip(&mut *refused) {
+                if let Some(bound) = item.new.share.max_waiting
+                    && item.new.run.spec.tenant == **tenant
+                    && refused.is_none()
+                {
+                    let room = waiting < bound;
+                    waiting += u64::from(room);
+                    *refused = (!room).then_some(Created::TooManyOfTenant);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// So many runs were created, whose tenants may have bounds.
+    fn created<'a>(&mut self, tenants: impl Iterator<Item = &'a Tenant>) {
+        for tenant in tenants {
+            self.all.created_since += 1;
+            if let Some(counted) = self.tenants.get_mut(tenant) {
+                counted.created_since += 1;
+            }
+        }
     }
 }
 
@@ -162,21 +259,22 @@ impl Item for Creation {
 }
 
 async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Result<Answers<Creation>, Failure> {
-    let admitted = waiting.admit(conn, items).await?;
+    let refused = waiting.admit(conn, items).await?;
     let mut keys = HashSet::new();
     // Of those with the same key, one is tried at a time.
     let keyed = items.iter().map(|item| item.key());
     let first: Vec<bool> =
         keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
     let together: Vec<&Creation> =
-        (0..items.len()).filter(|at| admitted[*at] && first[*at]).map(|at| items[at]).collect();
+        (0..items.len()).filter(|at| refused[*at].is_none() && first[*at]).map(|at| items[at]).collect();
     let created = if together.is_empty() { HashSet::new() } else { insert(conn, &together).await? };
-    waiting.created_since += created.len() as u64;
+    let new = together.iter().map(|item| &item.new.run.spec);
+    waiting.created(new.filter(|spec| created.contains(spec.id.as_uuid())).map(|spec| &spec.tenant));
 
     let missed: Vec<usize> =
         (0..items.len()).filter(|at| !created.contains(items[*at].new.run.spec.id.as_uuid())).collect();
     let mut existing = found(conn, &missed.iter().map(|at| items[*at]).collect::<Vec<_>>()).await?;
-    let all_taken = created.len() == admitted.iter().filter(|admitted| **admitted).count();
+    let all_taken = created.len() == refused.iter().filter(|refused| refused.is_none()).count();
     let answer = |at: usize| {
         let item = items[at];
         if created.contains(item.new.run.spec.id.as_uuid()) {
@@ -185,9 +283,9 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
         if let Some(existing) = existing.remove(&item.new.run.spec.id) {
             return Some(existing);
         }
-        if !admitted[at] {
+        if let Some(refused) = &refused[at] {
             // Unless one that was let in did not need its room.
-            return all_taken.then_some(Ok(Created::TooManyWaiting));
+            return all_taken.then(|| Ok(refused.clone()));
         }
         match item.new.run.spec.retry_of {
             // Deleted since the caller has looked at it; it will find so when it looks again.
@@ -230,7 +328,9 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     let fingerprints: Vec<_> = keys().map(|key| key.map(|key| &key.fingerprint[..])).collect();
     let valid: Vec<_> = keys().map(|key| millis(key.map(|key| key.valid_after))).collect();
     let expire: Vec<_> = items.iter().map(|item| millis(item.new.run.expires_at())).collect();
-    let more: [&(dyn ToSql + Sync); 19] = [
+    let strides: Vec<_> = items.iter().map(|item| stride(item.new.share.weight)).collect();
+    let concurrency: Vec<_> = specs().map(|spec| spec.concurrency_key.as_deref().map(plain)).collect();
+    let more: [&(dyn ToSql + Sync); 21] = [
         &tenants,
         &agents,
         &versions,
@@ -250,12 +350,14 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
         &fingerprints,
         &valid,
         &expire,
+        &strides,
+        &concurrency,
     ];
     let mut params = batch.params();
     params.extend(more);
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let written = client.query(&statement, &params);
-    let rows = try_join3(client.batch_execute(batch::BEGIN), written, client.batch_execute("COMMIT")).await?.1;
+    let rows = try_join3(client.batch_execute(BEGIN), written, client.batch_execute("COMMIT")).await?.1;
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 

@@ -28,6 +28,7 @@ mod rows;
 mod runs;
 mod schedules;
 mod schema;
+mod shares;
 mod threads;
 mod timers;
 mod tls;
@@ -53,7 +54,7 @@ use self::link::{Link, Share};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
     Held, IdempotencyKey, NewRun, NodeStore, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule,
-    ScheduleCreated, ScheduleStore, StoreError, Stored, TimerKey, Transition,
+    ScheduleCreated, ScheduleStore, StoreError, Stored, TenantDepths, TimerKey, Transition,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -238,6 +239,10 @@ impl RunStore for PostgresStore {
 
     async fn depths(&self) -> Result<Depths, StoreError> {
         self.run(|conn| async move { runs::depths(&conn).await }).await
+    }
+
+    async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+        self.run(|conn| async move { runs::depths_by_tenant(&conn).await }).await
     }
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {

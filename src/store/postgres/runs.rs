@@ -12,7 +12,7 @@ use super::conn::Conn;
 use super::error::Failure;
 use super::rows::{Columns, Found, LOAD, limit, line, plain};
 use crate::run::{Reason, RunId, Status, Tenant, Timestamp};
-use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError, Stored};
+use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError, Stored, TenantDepths};
 
 /// The tenant's run `id`.
 pub(super) async fn get(conn: &Conn, tenant: &Tenant, id: RunId) -> Result<Option<Stored>, Failure> {
@@ -185,4 +185,19 @@ pub(super) async fn queued(conn: &Conn) -> Result<Vec<Queued>, Failure> {
         Ok(Queued { agent: columns.take()?, version: columns.take()?, runs: columns.number()? })
     });
     Ok(queued.collect::<Result<_, StoreError>>()?)
+}
+
+/// What each tenant has queued and running.
+pub(super) async fn depths_by_tenant(conn: &Conn) -> Result<BTreeMap<Tenant, TenantDepths>, Failure> {
+    const DEPTHS: &str = "SELECT tenant, sum(queued)::bigint, sum(running)::bigint FROM \
+         (SELECT tenant, count(*) AS queued, 0 AS running FROM runcast_runs WHERE status = 'queued' GROUP BY tenant \
+         UNION ALL SELECT tenant, 0, count(*) FROM runcast_runs WHERE status = 'running' GROUP BY tenant) counted \
+         GROUP BY tenant";
+    let rows = conn.query(DEPTHS, &[]).await?;
+    let depths = rows.iter().map(|row| {
+        let mut columns = Columns::of(row);
+        let tenant = columns.text(|text| Some(Tenant::new(text)))?;
+        Ok((tenant, TenantDepths { queued: columns.number()?, running: columns.number()? }))
+    });
+    Ok(depths.collect::<Result<_, StoreError>>()?)
 }

@@ -11,6 +11,7 @@ use super::batch::{Batch, batch_arrays, batch_columns, insert_log, set_state};
 use super::conn::Conn;
 use super::error::Failure;
 use super::rows::{self, Found, LOAD, limit};
+use super::shares;
 use super::timers::{self, Armed, Timers};
 use crate::run::{Command, Context, Effect, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
 use crate::store::spelling::Documents;
@@ -55,6 +56,8 @@ pub(super) struct Next {
     reserved_seq: u64,
     commit_number: u64,
     before: Armed,
+    /// It was scheduled, and needs a rank if it is to be queued.
+    was_scheduled: bool,
     effects: Vec<Effect>,
 }
 
@@ -66,10 +69,10 @@ pub(super) fn decide(found: Found, command: &Command, now: Timestamp) -> Result<
         Err(rejection) => return Err(Box::new((found, rejection))),
     };
     let Found { mut run, commit_number, documents, .. } = found;
-    let before = Armed::of(&run);
+    let (before, was_scheduled) = (Armed::of(&run), run.status == Status::Scheduled);
     let segment = apply(&mut run, &decision.events, context);
     let reserved_seq = run.last_seq;
-    Ok(Next { run, segment, documents, reserved_seq, commit_number, before, effects: decision.effects })
+    Ok(Next { run, segment, documents, reserved_seq, commit_number, before, was_scheduled, effects: decision.effects })
 }
 
 /// Applies events to a run, numbered from the context's; returns them encoded.
@@ -115,6 +118,11 @@ pub(super) async fn write(conn: &Conn, next: &[Next], owner: Option<(&str, i64)>
         params.push(&timers.run_id);
         params.push(&timers.kind);
         params.push(&timers.number);
+    }
+    let unranked = next.iter().filter(|next| next.was_scheduled && next.run.status == Status::Queued);
+    let unranked: Vec<Uuid> = unranked.map(|next| *next.run.spec.id.as_uuid()).collect();
+    if !unranked.is_empty() {
+        shares::assign(conn, &unranked).await?;
     }
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let by_condition = "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";

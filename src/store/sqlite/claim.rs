@@ -1,7 +1,5 @@
 //! Claiming runs.
 
-use std::cmp::Reverse;
-
 use rusqlite::{Connection, params};
 
 use super::log::{self, NewSegment};
@@ -9,6 +7,7 @@ use super::rows::{Binder, FoundStep, load, run_id, state_columns};
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use crate::run::{Command, Context, Run, RunId, Segment};
+use crate::store::shares::{Candidate, First, Running, Subject, merge, pick};
 use crate::store::spelling::Documents;
 use crate::store::{Claim, Claimed, StoreError};
 
@@ -34,7 +33,9 @@ impl Taken {
 
 /// Claims the next runs.
 pub(super) fn claim(writer: &mut Writer, claim: &Claim) -> Result<Vec<Taken>, StoreError> {
-    next(writer.conn(), claim)?.into_iter().map(|id| take(writer, claim, id)).collect()
+    let limited = claim.limits.concern_any(claim.agents.iter().map(|(agent, _)| agent.as_str()));
+    let next = if limited { next_within(writer, claim)? } else { next(writer.conn(), claim)? };
+    next.into_iter().map(|id| take(writer, claim, id)).collect()
 }
 
 /// The runs to claim. Each agent and version has its own queue within the index, so that no claim
@@ -42,20 +43,45 @@ pub(super) fn claim(writer: &mut Writer, claim: &Claim) -> Result<Vec<Taken>, St
 fn next(conn: &Connection, claim: &Claim) -> Result<Vec<RunId>, StoreError> {
     let mut statement = conn.prepare_cached(
         "SELECT priority, id FROM runs INDEXED BY runs_queued \
-         WHERE status = 'queued' AND agent = ? AND agent_version = ? ORDER BY priority DESC, id LIMIT ?",
+         WHERE status = 'queued' AND agent = ? AND agent_version = ? ORDER BY priority DESC, rank, id LIMIT ?",
     )?;
     let room = i64::try_from(claim.room).unwrap_or(i64::MAX);
     let mut waiting = Vec::new();
-    for (agent, version) in &*claim.agents {
+    for (turn, agent, version) in claim.lanes() {
         let mut rows = statement.query(params![agent, version, room])?;
         while let Some(row) = rows.next()? {
-            waiting.push((Reverse(row.get::<_, i32>(0)?), run_id(row.get(1)?)));
+            waiting.push(Candidate { priority: row.get(0)?, id: run_id(row.get(1)?), turn });
         }
     }
-    waiting.sort_unstable();
-    waiting.dedup();
-    waiting.truncate(claim.room);
-    Ok(waiting.into_iter().map(|(_, id)| id).collect())
+    Ok(merge(waiting, claim.room))
+}
+
+/// As [`next`], but passing over the runs that the limits keep waiting. The index holds all that has to be known of
+/// these.
+fn next_within(writer: &Writer, claim: &Claim) -> Result<Vec<RunId>, StoreError> {
+    let sql = "SELECT priority, id, tenant, concurrency_key FROM runs INDEXED BY runs_queued \
+         WHERE status = 'queued' AND agent = ? AND agent_version = ? ORDER BY priority DESC, rank, id";
+    let mut agents: Vec<_> = claim.lanes().collect();
+    agents.sort_unstable();
+    let limits = &claim.limits;
+    let mut statements: Vec<_> = agents.iter().map(|_| writer.conn().prepare_cached(sql)).collect::<Result<_, _>>()?;
+    let mut queues = Vec::with_capacity(agents.len());
+    for (statement, (_, agent, version)) in statements.iter_mut().zip(agents) {
+        let mut rows = statement.query(params![agent, version])?;
+        queues.push(move |running: &Running| -> Result<_, StoreError> {
+            while let Some(row) = rows.next()? {
+                let text = |error| StoreError::Corrupt(format!("a tenant or a key cannot be read: {error}"));
+                let (tenant, key) = (row.get_ref(2)?.as_str(), row.get_ref(3)?.as_str_or_null());
+                let subject = Subject { tenant: tenant.map_err(text)?, agent, key: key.map_err(text)? };
+                // One that is refused now is refused in the rest of the claim.
+                if limits.admit(subject, running) {
+                    return Ok(Some(First::new(row.get(0)?, run_id(row.get(1)?), subject)));
+                }
+            }
+            Ok(None)
+        });
+    }
+    pick(&mut queues, limits, &mut writer.running().clone(), claim.room)
 }
 
 fn take(writer: &mut Writer, claim: &Claim, id: RunId) -> Result<Taken, StoreError> {
@@ -74,7 +100,7 @@ fn take(writer: &mut Writer, claim: &Claim, id: RunId) -> Result<Taken, StoreErr
     update(conn, &run, reserved_seq, &claim.node)?;
     log::append(conn, id, &NewSegment::new(&segment))?;
     timers::follow(conn, armed, &run)?;
-    writer.moved(Some(from), run.status);
+    writer.moved(&run.spec, Some(from), run.status, found.place.rank);
     Ok(Taken { run, segment, reserved_seq, steps, documents: found.documents })
 }
 

@@ -88,7 +88,8 @@ impl Decided {
                 forget_commands(conn, id)?;
                 dead_letters::bury_failed(conn, &self.run)?;
             }
-            writer.moved(Some(Status::Running), self.run.status);
+            // One that goes back to the queue keeps its rank, which its lane has gone beyond.
+            writer.moved(&self.run.spec, Some(Status::Running), self.run.status, 0);
         }
         if let Some(farewell) = &self.farewell
             && let Some(followed) = threads::follow(writer, &self.run, Some(farewell), farewell.now)?

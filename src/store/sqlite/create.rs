@@ -5,11 +5,13 @@ use uuid::Uuid;
 
 use super::log::{self, NewSegment};
 use super::rows::{Binder, Found, load};
+use super::shares::Place;
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use crate::run::{Run, RunId, Tenant, ThreadId, Timestamp};
+use crate::run::{Run, RunId, Status, Tenant, ThreadId, Timestamp};
+use crate::store::shares::stride;
 use crate::store::spelling::{integer, json, on_disconnect_text};
-use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
+use crate::store::{Created, IdempotencyKey, NewRun, Share, StoreError};
 
 /// A run, ready to be created: what costs time is encoded by the caller.
 pub(super) struct Creation {
@@ -17,6 +19,7 @@ pub(super) struct Creation {
     segment: NewSegment,
     key: Option<IdempotencyKey>,
     max_waiting: u64,
+    share: Share,
     input: String,
     params: String,
     metadata: String,
@@ -28,6 +31,7 @@ pub(super) enum Outcome {
     Existing(Box<Found>),
     KeyReused,
     TooManyWaiting,
+    TooManyOfTenant,
 }
 
 impl Creation {
@@ -41,6 +45,7 @@ impl Creation {
             run: new.run,
             key: new.key,
             max_waiting: new.max_waiting,
+            share: new.share,
         })
     }
 
@@ -62,6 +67,9 @@ impl Creation {
             let found = load(writer.conn(), spec.id)?;
             return Ok(found.map_or(Outcome::TooManyWaiting, |found| Outcome::Existing(Box::new(found))));
         }
+        if self.share.max_waiting.is_some_and(|most| writer.waiting_of(&spec.tenant) >= most) {
+            return Ok(Outcome::TooManyOfTenant);
+        }
         if !self.insert(writer)? {
             let found = load(writer.conn(), spec.id)?
                 .ok_or_else(|| StoreError::Corrupt(format!("run {} is there and is not", spec.id)))?;
@@ -75,8 +83,13 @@ impl Creation {
 
     /// Creates the run, whatever its key and the bound say. False: there is one of its id.
     pub(super) fn insert(&self, writer: &mut Writer) -> Result<bool, StoreError> {
-        let (conn, spec) = (writer.conn(), &self.run.spec);
-        if !insert_run(conn, &self.run)? {
+        let spec = &self.run.spec;
+        let mut place = Place { rank: 0, stride: stride(self.share.weight) };
+        if self.run.status == Status::Queued {
+            place.rank = writer.rank(&self.run, place);
+        }
+        let conn = writer.conn();
+        if !insert_run(conn, &self.run, place)? {
             return Ok(false);
         }
         self.insert_spec(conn)?;
@@ -87,7 +100,7 @@ impl Creation {
         {
             log::copy_steps(conn, from, spec.id, self.run.steps)?;
         }
-        writer.moved(None, self.run.status);
+        writer.moved(spec, None, self.run.status, place.rank);
         Ok(true)
     }
 
@@ -122,18 +135,19 @@ impl Outcome {
             Self::Existing(found) => Created::Existing(Box::new(found.into_stored()?)),
             Self::KeyReused => Created::KeyReused,
             Self::TooManyWaiting => Created::TooManyWaiting,
+            Self::TooManyOfTenant => Created::TooManyOfTenant,
         })
     }
 }
 
 /// False: there is one of its id.
-fn insert_run(conn: &Connection, run: &Run) -> Result<bool, StoreError> {
+fn insert_run(conn: &Connection, run: &Run, place: Place) -> Result<bool, StoreError> {
     let mut statement = conn.prepare_cached(
-        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, failures, \
+        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, rank, stride, concurrency_key, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
          error_message, reserved_seq, commit_number, thread_id) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (id) DO NOTHING",
     )?;
     let spec = &run.spec;
@@ -144,6 +158,9 @@ fn insert_run(conn: &Connection, run: &Run) -> Result<bool, StoreError> {
     binder.bind(&spec.agent_version)?;
     binder.bind(spec.priority)?;
     binder.bind(spec.created_at.as_millis())?;
+    binder.bind(place.rank)?;
+    binder.bind(place.stride)?;
+    binder.bind(spec.concurrency_key.as_deref())?;
     binder.bind(run.status.as_str())?;
     binder.bind_state(run, run.last_seq, 0)?;
     binder.bind(spec.thread.as_ref().map(ThreadId::as_bytes))?;

@@ -20,6 +20,7 @@ mod rows;
 mod runs;
 mod schedules;
 mod schema;
+mod shares;
 mod threads;
 mod timers;
 mod transition;
@@ -47,12 +48,13 @@ use self::jobs::Gate;
 use self::lock::FileLock;
 use self::reader::Readers;
 use self::rows::Found;
+use self::shares::Shares;
 use self::writer::{Counts, Writer};
 use super::{
     Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
     DeadLetterStore, Deleted, Depths, Discard, HandOff, Head, Held, IdempotencyKey, Moved, NewRun, NewThread,
     NodeStore, Patch, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore,
-    StoreError, Stored, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey, Transition,
+    StoreError, Stored, TenantDepths, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey, Transition,
 };
 use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
 use crate::thread::{Event, Thread, ThreadMessage};
@@ -124,7 +126,7 @@ impl SqliteStore {
         create_directory(&path)?;
         let lock = FileLock::acquire(&path)?;
         let conn = schema::open_writer(&path, synchronous)?;
-        let (counted, orphans) = (runs::count(&conn)?, runs::running(&conn)?);
+        let (counted, orphans, shares) = (runs::count(&conn)?, runs::running(&conn)?, Shares::read(&conn)?);
         let connections = (0..readers.max(1)).map(|_| schema::open_reader(&path)).collect::<Result<_, _>>()?;
         let readers = Readers::start(connections, READS)?;
         let reads = readers.gate();
@@ -133,7 +135,7 @@ impl SqliteStore {
         let (writes, work) = Gate::new(WRITES, 1);
         let (writes, counts) = (Arc::new(writes), Arc::new(Counts::new(counted)));
         let (alive, ended) = watch::channel(());
-        let mut writer = Writer::new(conn, counted, orphans);
+        let mut writer = Writer::new(conn, counted, orphans, shares);
         let (gate, shown) = (writes.clone(), counts.clone());
         let thread = spawn("sqlite-writer", move || {
             writer::run(&mut writer, &work, &gate, &shown);
@@ -306,6 +308,10 @@ impl RunStore for SqliteStore {
 
     async fn depths(&self) -> Result<Depths, StoreError> {
         self.reads.call(runs::depths).await
+    }
+
+    async fn depths_by_tenant(&self) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+        self.reads.call(runs::depths_by_tenant).await
     }
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::types::{FromSql, ToSql};
 use rusqlite::{Connection, OptionalExtension as _, Row, Statement};
 
+use super::shares::Place;
 use crate::run::{
     Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
 };
@@ -28,7 +29,7 @@ const LOAD: &str = "SELECT r.id, r.tenant, r.agent, r.agent_version, r.priority,
     r.attempt_started_at, r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, \
     r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, \
     s.input, s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, \
-    s.correlation_id, r.thread_id, s.latest_due, \
+    s.correlation_id, r.thread_id, s.latest_due, r.concurrency_key, r.rank, r.stride, \
     CASE r.status WHEN 'completed' THEN (SELECT output FROM results WHERE run_id = r.id) END, \
     CASE r.status WHEN 'running' THEN EXISTS (SELECT 1 FROM commands WHERE run_id = r.id) ELSE 0 END \
     FROM runs r CROSS JOIN specs s ON s.run_id = r.id WHERE r.id = ?";
@@ -42,6 +43,7 @@ pub(super) struct Found {
     pub(super) commit_number: u64,
     pub(super) cancel_requested: bool,
     pub(super) documents: Documents,
+    pub(super) place: Place,
 }
 
 /// The run `id`, whoever's it is.
@@ -73,6 +75,8 @@ impl Found {
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
         let thread = columns.take::<Option<_>>()?.map(|id| ThreadId::from_uuid(uuid::Uuid::from_bytes(id)));
         let latest_due = columns.optional_time()?;
+        let concurrency_key = columns.take()?;
+        let place = Place { rank: columns.take()?, stride: columns.take()? };
         let (output, cancel_requested) = (columns.take()?, columns.take()?);
         let spec = Spec {
             id,
@@ -90,6 +94,7 @@ impl Found {
             thread,
             latest_due,
             retry_of,
+            concurrency_key,
             correlation_id,
             created_at,
         };
@@ -117,7 +122,7 @@ impl Found {
             error,
         };
         let documents = Documents { input, params, metadata, output };
-        Ok(Self { run, reserved_seq, commit_number, cancel_requested, documents })
+        Ok(Self { run, reserved_seq, commit_number, cancel_requested, documents, place })
     }
 
     /// The run with its documents.

@@ -1,5 +1,7 @@
 //! Finding runs, removing them, counting them.
 
+use std::collections::BTreeMap;
+
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
@@ -7,7 +9,7 @@ use super::rows::{Found, load, run_id};
 use super::writer::COUNTED;
 use crate::run::{Reason, RunId, Status, Tenant};
 use crate::store::spelling::unsigned;
-use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError};
+use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError, TenantDepths};
 
 /// The tenant's run `id`.
 pub(super) fn get(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Option<Found>, StoreError> {
@@ -218,4 +220,23 @@ pub(super) fn depths(conn: &mut Connection) -> Result<Depths, StoreError> {
         waiting: status(Status::Waiting, "")?,
         failed: count("SELECT count(*) FROM dead_letters")?,
     })
+}
+
+/// What each tenant has queued and running.
+pub(super) fn depths_by_tenant(conn: &mut Connection) -> Result<BTreeMap<Tenant, TenantDepths>, StoreError> {
+    let snapshot = conn.transaction()?;
+    let mut depths: BTreeMap<Tenant, TenantDepths> = BTreeMap::new();
+    for (sql, running) in [
+        ("SELECT tenant, count(*) FROM runs INDEXED BY runs_queued WHERE status = 'queued' GROUP BY tenant", false),
+        ("SELECT tenant, count(*) FROM runs INDEXED BY runs_by_status WHERE status = 'running' GROUP BY tenant", true),
+    ] {
+        let mut statement = snapshot.prepare_cached(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let of_tenant = depths.entry(Tenant::new(row.get::<_, String>(0)?)).or_default();
+            let count = if running { &mut of_tenant.running } else { &mut of_tenant.queued };
+            *count = unsigned(row.get(1)?);
+        }
+    }
+    Ok(depths)
 }

@@ -222,6 +222,7 @@ async fn a_commit_that_fails_fails_everyone_and_changes_nothing() {
     assert_eq!(store.counts().await.unwrap()[&Status::Queued], 0);
     assert_eq!(store.create(new(1)).await.unwrap(), Created::New);
     assert_eq!(store.counts().await.unwrap()[&Status::Queued], 1);
+    assert_tallied(store).await;
 }
 
 #[tokio::test]
@@ -253,6 +254,7 @@ async fn a_full_disk_leaves_nothing_half_written() {
         assert_eq!(store.create(long(number)).await.unwrap(), Created::New);
     }
     assert_eq!(store.counts().await.unwrap()[&Status::Queued], 39);
+    assert_tallied(store).await;
     let checked = store.reads.call(|conn| Ok(conn.query_row("PRAGMA integrity_check", [], |row| row.get(0))?));
     let checked: String = checked.await.unwrap();
     assert_eq!(checked, "ok");
@@ -329,4 +331,37 @@ async fn callers_beyond_the_bound_wait_their_turn() {
     let outcomes = futures_util::future::join_all((1..=many).map(|number| store.create(new(number)))).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Created::New))));
     assert_eq!(store.counts().await.unwrap()[&Status::Queued], many);
+}
+
+/// What the writer counts in memory is what is in the store.
+async fn assert_tallied(store: &SqliteStore) {
+    let [counted, stored] = store.writes.call(|writer| writer.tallies()).await.unwrap();
+    assert_eq!(counted, stored);
+}
+
+#[tokio::test]
+async fn what_is_counted_in_memory_is_what_is_in_the_store() {
+    let mut harness = Harness::fresh();
+    suite::counts_match_a_scan_after_any_history(&mut harness).await;
+    assert_tallied(&harness.store).await;
+    let mut harness = Harness::fresh();
+    suite::limits_hold_in_any_history(&mut harness).await;
+    assert_tallied(&harness.store).await;
+}
+
+#[tokio::test]
+async fn an_item_that_fails_takes_back_what_it_counted() {
+    let harness = Harness::fresh();
+    let store = &harness.store;
+    store.create(new(1)).await.unwrap();
+    // The claim, and then what fails, within one item.
+    let failed = store.writes.call(|writer| {
+        let claim = kit::claim_of(1, &[("chat", "1")], crate::store::Limits::default());
+        let taken = super::claim::claim(writer, &claim)?.len();
+        Err::<(), _>(StoreError::Unavailable(format!("after {taken}")))
+    });
+    assert!(matches!(failed.await, Err(StoreError::Unavailable(text)) if text == "after 1"));
+    assert_tallied(store).await;
+    assert_eq!(kit::claim(&**store, 9).await.len(), 1);
+    assert_tallied(store).await;
 }

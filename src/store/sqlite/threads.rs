@@ -11,13 +11,14 @@ use uuid::Uuid;
 
 use super::create::{self, Creation};
 use super::rows::{Found as FoundRun, load, run_id};
+use super::shares::Place;
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use super::{runs, transition};
 use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
 use crate::store::spelling::{integer, json, parse, role, role_text, unreadable, unsigned};
 use crate::store::{
-    Admission, Admitted, Conversation, Farewell, Followed, HandOff, Moved, NewRun, NewThread, Patch, StoreError,
+    Admission, Admitted, Conversation, Farewell, Followed, HandOff, Moved, NewRun, NewThread, Patch, Share, StoreError,
     ThreadCreated, ThreadDeleted, TimerKey, TimerKind,
 };
 use crate::thread::{
@@ -41,6 +42,7 @@ struct Before {
     status: Status,
     armed: Armed,
     commit_number: u64,
+    place: Place,
 }
 
 /// A thread and its open runs, and what is needed to write them back.
@@ -65,12 +67,13 @@ fn lock(conn: &Connection, id: ThreadId) -> Result<Option<Locked>, StoreError> {
     }
     let (mut open, mut before) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
     for id in ids {
-        let Some(FoundRun { run, reserved_seq, commit_number, cancel_requested, documents }) = load(conn, id)? else {
+        let Some(FoundRun { run, reserved_seq, commit_number, cancel_requested, documents, place }) = load(conn, id)?
+        else {
             continue;
         };
         // The others' documents are nobody's concern here.
         let run = if run.gathers() { documents.complete(run)? } else { run };
-        before.push(Before { id, status: run.status, armed: Armed::of(&run), commit_number });
+        before.push(Before { id, status: run.status, armed: Armed::of(&run), commit_number, place });
         open.push(Open { run, reserved_seq, cancel_requested });
     }
     Ok(Some(Locked { found: Found { thread, open }, before }))
@@ -103,7 +106,7 @@ pub(super) fn follow(
     if change.thread == was {
         return Ok(None);
     }
-    write(writer, &was, &change, &before)?;
+    write(writer, &was, &change, &before, Share::default())?;
     let armed = armed(&change.thread);
     Ok(Some(Followed { changed: change.changed, armed }))
 }
@@ -116,7 +119,7 @@ pub(super) fn has_unread(conn: &Connection, id: RunId) -> Result<bool, StoreErro
 
 /// Something comes in.
 pub(super) fn admit(writer: &mut Writer, admission: &Admission) -> Result<Admitted, StoreError> {
-    let Admission { tenant, thread, ask, key, max_waiting } = admission;
+    let Admission { tenant, thread, ask, key, max_waiting, share } = admission;
     if let Some(key) = key
         && let Some((fingerprint, id)) = create::used(writer.conn(), tenant, key)?
     {
@@ -138,7 +141,10 @@ pub(super) fn admit(writer: &mut Writer, admission: &Admission) -> Result<Admitt
     if change.created.is_some() && writer.waiting() >= *max_waiting {
         return Ok(Admitted::TooManyWaiting);
     }
-    write(writer, &was, &change, &before)?;
+    if change.created.is_some() && share.max_waiting.is_some_and(|most| writer.waiting_of(tenant) >= most) {
+        return Ok(Admitted::TooManyOfTenant);
+    }
+    write(writer, &was, &change, &before, *share)?;
     if let Some(key) = key {
         let subject = match points_to_message(&ask.occasion) {
             true => change.messages.first().map(|message| message.id),
@@ -211,12 +217,19 @@ fn move_thread(
     };
     let was = found.thread.clone();
     let change = decide(found);
-    write(writer, &was, &change, &before)?;
+    write(writer, &was, &change, &before, Share::default())?;
     moved(writer.conn(), change).map(Some)
 }
 
-/// Writes a change of a thread that was `was`, and of its runs, which were `before`.
-fn write(writer: &mut Writer, was: &Thread, change: &Change, before: &[Before]) -> Result<(), StoreError> {
+/// Writes a change of a thread that was `was`, and of its runs, which were `before`. A run that is created has this
+/// share.
+fn write(
+    writer: &mut Writer,
+    was: &Thread,
+    change: &Change,
+    before: &[Before],
+    share: Share,
+) -> Result<(), StoreError> {
     if change.thread != *was {
         update(writer.conn(), &change.thread)?;
         rearm(writer.conn(), was, &change.thread)?;
@@ -224,7 +237,8 @@ fn write(writer: &mut Writer, was: &Thread, change: &Change, before: &[Before]) 
     for changed in &change.changed {
         let run = &changed.run;
         let Some(before) = before.iter().find(|before| before.id == run.spec.id) else { continue };
-        transition::write(writer, before.status, before.armed, run, before.commit_number, &changed.segment)?;
+        let was = (before.status, before.armed, before.place);
+        transition::write(writer, was, run, before.commit_number, &changed.segment)?;
     }
     if let Some(run) = &change.grown {
         writer
@@ -237,7 +251,7 @@ fn write(writer: &mut Writer, was: &Thread, change: &Change, before: &[Before]) 
     }
     if let Some(created) = &change.created {
         let (run, segment) = (created.run.clone(), created.segment.clone());
-        let creation = Creation::new(NewRun { run, segment, key: None, max_waiting: u64::MAX })?;
+        let creation = Creation::new(NewRun { run, segment, key: None, max_waiting: u64::MAX, share })?;
         creation.insert(writer)?;
     }
     let conn = writer.conn();

@@ -4,6 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, Found, load, run_id, state_columns};
+use super::shares::Place;
 use super::timers::{self, Armed};
 use super::writer::Writer;
 use super::{dead_letters, threads};
@@ -151,10 +152,10 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
         Ok(decision) => decision,
         Err(rejection) => return Ok(Outcome::Rejected(Box::new(found), rejection)),
     };
-    let Found { mut run, commit_number, documents, .. } = found;
+    let Found { mut run, commit_number, documents, place, .. } = found;
     let (from, armed) = (run.status, Armed::of(&run));
     let segment = apply(&mut run, &decision.events, context);
-    write(writer, from, armed, &run, commit_number, &segment)?;
+    write(writer, (from, armed, place), &run, commit_number, &segment)?;
     if let Command::Resume { wait_id, input } = command {
         log::keep_step(writer.conn(), run.spec.id, &NewStep::new(StepRecord::answer(&run, wait_id, input))?)?;
     }
@@ -162,24 +163,26 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
     Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents, followed))))
 }
 
-/// Writes a run that was in status `from`, with these timers, and what was added to its log.
+/// Writes a run that was in this status and place and had these timers, and what was added to its log.
 pub(super) fn write(
     writer: &mut Writer,
-    from: Status,
-    armed: Armed,
+    (from, armed, mut place): (Status, Armed, Place),
     run: &Run,
     commit_number: u64,
     segment: &Segment,
 ) -> Result<(), StoreError> {
+    if run.status == Status::Queued {
+        place.rank = writer.rank(run, place);
+    }
     let (conn, id) = (writer.conn(), run.spec.id);
-    update(conn, run, commit_number)?;
+    update(conn, run, commit_number, place.rank)?;
     log::append(conn, id, &NewSegment::new(segment))?;
     timers::follow(conn, armed, run)?;
     if run.status.is_final() {
         forget_commands(conn, id)?;
         dead_letters::bury_failed(conn, run)?;
     }
-    writer.moved(Some(from), run.status);
+    writer.moved(&run.spec, Some(from), run.status, place.rank);
     Ok(())
 }
 
@@ -191,11 +194,12 @@ pub(super) fn apply(run: &mut Run, events: &[Event], context: Context) -> Segmen
     Segment::encode(context.next_seq, events, context.now)
 }
 
-fn update(conn: &Connection, run: &Run, commit_number: u64) -> Result<(), StoreError> {
+fn update(conn: &Connection, run: &Run, commit_number: u64, rank: i64) -> Result<(), StoreError> {
     let mut statement =
-        conn.prepare_cached(concat!("UPDATE runs SET status = ?, ", state_columns!(), " WHERE id = ?"))?;
+        conn.prepare_cached(concat!("UPDATE runs SET status = ?, rank = ?, ", state_columns!(), " WHERE id = ?"))?;
     let mut binder = Binder::new(&mut statement);
     binder.bind(run.status.as_str())?;
+    binder.bind(rank)?;
     binder.bind_state(run, run.last_seq, commit_number)?;
     binder.bind(run.spec.id.as_bytes())?;
     binder.execute()?;

@@ -1,12 +1,16 @@
 //! The one thread that writes: everything that waits goes into one transaction (group commit).
 
+use std::sync::Arc;
+
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::jobs::{Gate, Job, Message};
-use crate::run::{RunId, Status};
+use super::shares::{Place, Shares};
+use crate::run::{Run, RunId, Spec, Status, Tenant};
 use crate::store::StoreError;
+use crate::store::shares::Running;
 
 /// At most so many jobs share a transaction. Bounds how long the first of them waits.
 const BATCH: usize = 512;
@@ -26,6 +30,8 @@ pub(super) struct Writer {
     orphans: Vec<(RunId, u32)>,
     /// So many of them are taken care of.
     adopted: usize,
+    /// The queues in memory.
+    shares: Shares,
 }
 
 /// What the current transaction changes in memory. It counts once the transaction is committed.
@@ -37,8 +43,8 @@ struct Pending {
 
 impl Writer {
     /// A writer on `conn`.
-    pub(super) fn new(conn: Connection, counts: [u64; 4], orphans: Vec<(RunId, u32)>) -> Self {
-        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0 }
+    pub(super) fn new(conn: Connection, counts: [u64; 4], orphans: Vec<(RunId, u32)>, shares: Shares) -> Self {
+        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0, shares }
     }
 
     /// The connection, within a transaction and a savepoint.
@@ -46,8 +52,16 @@ impl Writer {
         &self.conn
     }
 
-    /// Counts a run that goes from one status to another. None: it did not exist.
-    pub(super) fn moved(&mut self, from: Option<Status>, to: Status) {
+    /// The rank of a run that becomes queued, by whichever way; to be written with its status, and told to
+    /// [`moved`](Self::moved). `place` is the one it had.
+    pub(super) fn rank(&self, run: &Run, place: Place) -> i64 {
+        self.shares.rank(run, place)
+    }
+
+    /// Counts a run that goes from one status to another. None: it did not exist. `rank` is its own, where it matters:
+    /// when it is queued for the first time, and when it is claimed.
+    pub(super) fn moved(&mut self, spec: &Arc<Spec>, from: Option<Status>, to: Status, rank: i64) {
+        self.shares.moved(spec, from, to, rank);
         for (status, pending) in COUNTED.iter().zip(&mut self.pending.counts) {
             *pending += i64::from(*status == to) - i64::from(Some(*status) == from);
         }
@@ -57,6 +71,22 @@ impl Writer {
     pub(super) fn waiting(&self) -> u64 {
         let now = self.counts();
         now[0] + now[1]
+    }
+
+    /// How many runs of the tenant wait for a time or a worker.
+    pub(super) fn waiting_of(&self, tenant: &Tenant) -> u64 {
+        self.shares.waiting(tenant)
+    }
+
+    /// All that is counted in memory, and as it would be if the store was opened now.
+    #[cfg(test)]
+    pub(super) fn tallies(&self) -> Result<[Vec<String>; 2], StoreError> {
+        Ok([self.shares.tally(), Shares::read(&self.conn)?.tally()])
+    }
+
+    /// How many runs are running.
+    pub(super) fn running(&self) -> &Running {
+        self.shares.running()
     }
 
     /// The next run that nobody owns, with its attempt.
@@ -78,13 +108,14 @@ impl Writer {
     /// Runs one job in its own savepoint. An error means that the whole transaction is lost.
     fn item(&mut self, job: &mut dyn Job<Self>) -> Result<(), StoreError> {
         self.execute("SAVEPOINT item")?;
-        let before = self.pending;
+        let (before, mark) = (self.pending, self.shares.mark());
         if let Err(error) = job.run(self) {
             // A full disk, for one, may make SQLite give up the whole transaction by itself.
             if self.conn.is_autocommit() {
                 return Err(error);
             }
             self.pending = before;
+            self.shares.take_back(mark);
             self.execute("ROLLBACK TO item")?;
         }
         self.execute("RELEASE item")
@@ -95,10 +126,14 @@ impl Writer {
         if outcome.is_ok() {
             self.committed = self.counts();
             self.adopted += self.pending.adopted;
-        } else if !self.conn.is_autocommit()
-            && let Err(error) = self.execute("ROLLBACK")
-        {
-            tracing::error!(%error, "a transaction could not be rolled back");
+            self.shares.keep();
+        } else {
+            self.shares.take_back(0);
+            if !self.conn.is_autocommit()
+                && let Err(error) = self.execute("ROLLBACK")
+            {
+                tracing::error!(%error, "a transaction could not be rolled back");
+            }
         }
         outcome
     }

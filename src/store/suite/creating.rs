@@ -23,6 +23,7 @@ fn rich(number: u64) -> Spec {
         on_disconnect: OnDisconnect::Cancel,
         metadata: [("team".into(), "red".into()), ("a.b\"c".into(), "".into())].into(),
         retry_of: Some(id(77)),
+        concurrency_key: Some("key-1".into()),
         correlation_id: Some("corr-1".into()),
         created_at: Timestamp::from_millis(1_000_001),
         ..spec(number)
@@ -92,7 +93,9 @@ pub(crate) async fn of_many_requests_with_one_key_one_creates_a_run(harness: &mu
         match outcome.unwrap() {
             Created::New => new.push(id(number)),
             Created::Existing(existing) => first.push(existing.run.spec.id),
-            other @ (Created::KeyReused | Created::TooManyWaiting) => panic!("unexpected {other:?}"),
+            other @ (Created::KeyReused | Created::TooManyWaiting | Created::TooManyOfTenant) => {
+                panic!("unexpected {other:?}")
+            }
         }
     }
     assert_eq!((new.len(), first.len()), (1, 49));

@@ -10,7 +10,8 @@ use crate::run::{
     StepKind, StepRecord, Tenant, Timestamp, Usage,
 };
 use crate::store::{
-    Claim, Claimed, Commit, Committed, Created, IdempotencyKey, NewRun, RunStore, Stored, TimerKey, Transition,
+    Claim, Claimed, Commit, Committed, Created, IdempotencyKey, Limits, NewRun, RunStore, Share, Stored, TimerKey,
+    Transition,
 };
 
 /// How many numbers a claim reserves.
@@ -57,6 +58,7 @@ pub(crate) fn spec(number: u64) -> Spec {
         thread: None,
         latest_due: None,
         retry_of: None,
+        concurrency_key: None,
         correlation_id: None,
         created_at: now(),
     }
@@ -65,7 +67,7 @@ pub(crate) fn spec(number: u64) -> Spec {
 pub(crate) fn new_run(spec: Spec, due: Option<Timestamp>, steps_kept: u32) -> NewRun {
     let (run, decision) = Run::create(spec, due, steps_kept);
     let segment = Segment::encode(1, &decision.events, run.spec.created_at);
-    NewRun { run, segment, key: None, max_waiting: u64::MAX }
+    NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() }
 }
 
 /// A new run under a key that counts from time 0.
@@ -105,9 +107,13 @@ pub(crate) async fn claim(store: &dyn RunStore, room: usize) -> Vec<Claimed> {
 }
 
 pub(crate) async fn claim_agents(store: &dyn RunStore, room: usize, agents: &[(&str, &str)]) -> Vec<Claimed> {
+    store.claim(claim_of(room, agents, Limits::default())).await.unwrap()
+}
+
+pub(crate) fn claim_of(room: usize, agents: &[(&str, &str)], limits: Limits) -> Claim {
     let agents: Arc<[_]> = agents.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned())).collect();
-    let claim = Claim { node: "node-1".into(), agents, room, reserve: RESERVE, lease: LEASE, now: now() };
-    store.claim(claim).await.unwrap()
+    let limits = Arc::new(limits);
+    Claim { node: "node-1".into(), agents, turn: 0, limits, room, reserve: RESERVE, lease: LEASE, now: now() }
 }
 
 pub(crate) async fn transition(store: &dyn RunStore, id: RunId, command: Command, now: Timestamp) -> Transition {

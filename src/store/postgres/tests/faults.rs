@@ -78,7 +78,9 @@ async fn what_was_acknowledged_outlives_a_killed_server_and_is_written_once() {
             // With a key, so that it can be sent again.
             match creating.create(kit::keyed(number, &key, 1)).await {
                 Ok(Created::New | Created::Existing(_)) => acknowledged.push(number),
-                Ok(other @ (Created::KeyReused | Created::TooManyWaiting)) => panic!("{other:?}"),
+                Ok(other @ (Created::KeyReused | Created::TooManyWaiting | Created::TooManyOfTenant)) => {
+                    panic!("{other:?}")
+                }
                 Err(error) => {
                     assert!(error.is_transient(), "{error:?}");
                     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -160,7 +160,9 @@ async fn of_many_requests_with_one_key_on_two_nodes_one_creates_a_run() {
             match outcome.unwrap() {
                 Created::New => new += 1,
                 Created::Existing(stored) => drop(first.insert(stored.run.spec.id)),
-                other @ (Created::KeyReused | Created::TooManyWaiting) => panic!("{other:?}"),
+                other @ (Created::KeyReused | Created::TooManyWaiting | Created::TooManyOfTenant) => {
+                    panic!("{other:?}")
+                }
             }
         }
         assert_eq!((new, first.len()), (1, 1));

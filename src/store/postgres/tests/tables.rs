@@ -160,3 +160,41 @@ async fn plans_that_were_made_for_empty_tables_stay_good() {
     let read = place.number(&updated.replace("n_tup_upd", "seq_tup_read + idx_tup_fetch")).await;
     assert!(read < 20_000, "{read} rows were looked at");
 }
+
+#[tokio::test]
+async fn ranks_are_found_by_indexes_however_long_the_queue_is() {
+    let Some(place) = Place::fresh().await else { return };
+    let store = place.store();
+    up(&store).await;
+    place.sql("VACUUM ANALYZE runcast_runs").await;
+    kit::create(&*store, kit::spec(1)).await;
+    kit::create_due(&*store, kit::spec(2), Some(kit::seconds(1_500))).await;
+    place
+        .sql(
+            "INSERT INTO runcast_runs SELECT (r).* FROM (SELECT jsonb_populate_record(r, \
+             jsonb_build_object('id', gen_random_uuid(), 'rank', n, 'tenant', 'tenant-' || n % 7)) AS r \
+             FROM runcast_runs r, generate_series(1, 20000) n WHERE status = 'queued') many; \
+             INSERT INTO runcast_specs SELECT (s).* FROM (SELECT jsonb_populate_record(s, \
+             jsonb_build_object('run_id', r.id)) AS s FROM runcast_specs s, runcast_runs r \
+             WHERE s.retry_of IS NULL AND r.tenant <> 'default' AND s.run_id = \
+             (SELECT id FROM runcast_runs WHERE tenant = 'default' AND status = 'queued')) many",
+        )
+        .await;
+    let limits = crate::store::Limits { tenants: [("tenant-1".to_owned(), 40)].into(), ..Default::default() };
+    let claim = |limits| kit::claim_of(1, &[("chat", "1")], limits);
+    for number in 3..=40 {
+        kit::create(&*store, kit::spec(number)).await;
+        assert_eq!(store.claim(claim(crate::store::Limits::default())).await.unwrap().len(), 1);
+        assert_eq!(store.claim(claim(limits.clone())).await.unwrap().len(), 1);
+    }
+    let due = kit::timers(&*store).await.pop().unwrap();
+    let (run, command) = due.of_run().unwrap();
+    kit::done(store.transition(None, run, command, kit::seconds(1_500)).await.unwrap());
+    store.close().await;
+    let updated = "SELECT n_tup_upd FROM pg_stat_user_tables \
+         WHERE relname = 'runcast_runs' AND schemaname = current_schema()";
+    eventually("the statistics are there", async || place.number(updated).await >= 78).await;
+    let read = place.number(&updated.replace("n_tup_upd", "seq_tup_read + idx_tup_fetch")).await;
+    // The long queue was read once or twice, to be made.
+    assert!(read < 90_000, "{read} rows were looked at");
+}
