@@ -120,6 +120,14 @@ pub enum ResumeError {
     Store(#[from] StoreError),
 }
 
+/// What was accepted into a thread.
+enum Accepted {
+    /// It came in now.
+    Now(Box<Moved>),
+    /// It came in before, under the same key.
+    Before { message: Option<ThreadMessage>, run: Option<Box<Stored>> },
+}
+
 fn invalid_thread(field: &str, message: impl Into<String>) -> ThreadRequestError {
     ThreadRequestError::Invalid { field: field.to_owned(), message: message.into() }
 }
@@ -218,16 +226,15 @@ impl Engine {
         let thread = spec.thread.ok_or(CreateError::ThreadMissing)?;
         let first = self.newcomer(spec);
         match self.admit(thread, Occasion::Message { quiet }, on_busy, first, key, now).await? {
-            Admitted::Existing { message: Some(message), run } => {
+            Accepted::Now(moved) => {
+                let message = moved.message.ok_or(CreateError::Missing)?;
+                Ok(Sent { message, run: moved.run, how: Some(moved.how) })
+            }
+            Accepted::Before { message, run } => {
+                // It was accepted once, and its thread has been removed since.
+                let message = message.ok_or(CreateError::ThreadMissing)?;
                 Ok(Sent { message, run: run.map(|stored| stored.run), how: None })
             }
-            Admitted::Done(moved) => {
-                let Moved { message: Some(message), run, how, .. } = *moved else {
-                    return Err(CreateError::Missing);
-                };
-                Ok(Sent { message, run, how: Some(how) })
-            }
-            _ => Err(CreateError::Missing),
         }
     }
 
@@ -247,13 +254,12 @@ impl Engine {
             Occasion::Message { .. } | Occasion::Run { .. } | Occasion::FollowUp { .. } => self.newcomer(spec),
         };
         match self.admit(thread, occasion, on_busy, newcomer, key, now).await? {
-            Admitted::Existing { run: Some(stored), .. } => Ok((*stored, true)),
-            Admitted::Done(moved) => {
+            Accepted::Before { run, .. } => Ok((*run.ok_or(CreateError::Missing)?, true)),
+            Accepted::Now(moved) => {
                 let run = moved.run.ok_or(CreateError::Missing)?;
                 let reserved_seq = run.last_seq;
                 Ok((Stored { run, reserved_seq, cancel_requested: false }, false))
             }
-            _ => Err(CreateError::Missing),
         }
     }
 
@@ -273,7 +279,7 @@ impl Engine {
         newcomer: Newcomer,
         key: Option<Key>,
         now: Timestamp,
-    ) -> Result<Admitted, CreateError> {
+    ) -> Result<Accepted, CreateError> {
         if self.is_draining() {
             return Err(CreateError::Draining);
         }
@@ -294,9 +300,9 @@ impl Engine {
         match admitted? {
             Admitted::Done(admitted) => {
                 moved(node, (*admitted).clone());
-                Ok(Admitted::Done(admitted))
+                Ok(Accepted::Now(admitted))
             }
-            existing @ Admitted::Existing { .. } => Ok(existing),
+            Admitted::Existing { message, run } => Ok(Accepted::Before { message, run }),
             Admitted::KeyReused => Err(CreateError::KeyReused),
             Admitted::TooManyWaiting => Err(node.too_many(&tenant, retry_after)),
             Admitted::TooManyOfTenant => Err(node.too_many_of(&tenant)),
@@ -352,10 +358,8 @@ impl Engine {
         state: Option<&Map<String, Value>>,
     ) -> Result<(), ThreadRequestError> {
         if let Some(metadata) = metadata {
-            check_metadata(metadata, self.node.settings.max_metadata_entries).map_err(|error| match error {
-                CreateError::Invalid { field, message } => ThreadRequestError::Invalid { field, message },
-                other => invalid_thread("metadata", other.to_string()),
-            })?;
+            let checked = check_metadata(metadata, self.node.settings.max_metadata_entries);
+            checked.map_err(|error| invalid_thread("metadata", error.to_string()))?;
         }
         let bytes = state.map_or(0, |state| serde_json::to_string(state).map_or(usize::MAX, |text| text.len()));
         match bytes > MAX_STATE {

@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 use super::connection::{Connection, Target};
 use super::figures::{Percentiles, mib, print, rounded};
 use super::{TargetFlags, procfs};
+use crate::clock::{Clock, SystemClock};
+use crate::run::Timestamp;
 
 /// How long all runs may take to end once the last message is sent, beyond the quiet period.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -99,7 +101,7 @@ struct Said {
 pub(super) async fn measure(args: &ThreadsArgs) -> Result<bool, String> {
     let server = args.target.server().await?;
     let (target, server_idle_kib) = (server.target.clone(), server.pid.and_then(procfs::rss_kib));
-    let from = jiff::Timestamp::now();
+    let from = SystemClock.now();
     let (left, began) = (Arc::new(AtomicUsize::new(args.threads as usize)), Instant::now());
     let mut slots = JoinSet::new();
     for _ in 0..args.concurrency.min(args.threads) {
@@ -208,10 +210,10 @@ async fn is_idle(connection: &mut Connection, target: &Target) -> Result<bool, S
 async fn page(
     connection: &mut Connection,
     target: &Target,
-    from: jiff::Timestamp,
+    from: Timestamp,
     cursor: Option<String>,
 ) -> Result<Page, String> {
-    let mut path = format!("/v1/runs?limit=100&agent=scripted&created_after={from:.3}");
+    let mut path = format!("/v1/runs?limit=100&agent=scripted&created_after={from}");
     if let Some(cursor) = cursor {
         path.push_str("&cursor=");
         path.push_str(&cursor);
