@@ -26,6 +26,7 @@ fn spec() -> Spec {
         metadata: Default::default(),
         retry_of: None,
         correlation_id: None,
+        webhook: None,
         created_at: SystemClock.now(),
     }
 }

@@ -42,6 +42,7 @@ impl Bench {
             metadata: Default::default(),
             retry_of: None,
             correlation_id: None,
+            webhook: None,
             created_at: SystemClock.now(),
         };
         let (run, decision) = Run::create(spec, None, 0);

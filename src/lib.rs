@@ -17,6 +17,7 @@
 //! | [`app`] | the composition root: start order, drain order |
 //! | [`config`], [`cli`] | configuration, command line |
 //! | [`clock`], [`telemetry`] | the one wall clock; logs and metrics |
+//! | [`webhook`] | what is told to URLs: signatures, when to try again, where it may go |
 //!
 //! Brokers are crates of their own, which depend on `runcast-broker` alone.
 
@@ -31,5 +32,6 @@ pub mod ingest;
 pub mod run;
 pub mod store;
 pub mod telemetry;
+pub mod webhook;
 
 pub use app::{Builder, Runcast, StartError};

@@ -254,6 +254,7 @@ mod tests {
             metadata: BTreeMap::new(),
             retry_of: None,
             correlation_id: None,
+            webhook: None,
             created_at: Timestamp::from_millis(0),
         };
         let seen = Arc::new(Seen::default());

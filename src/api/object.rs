@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::engine::{CreateRun, Key, Start};
-use crate::run::{Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, Timestamp, Usage};
+use crate::run::{Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, Timestamp, Usage, Webhook};
 use crate::store::Stored;
 
 /// The body of `POST /v1/runs`.
@@ -48,6 +48,9 @@ pub(super) struct CreateRunBody {
     /// The caller's own labels.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+    /// Where the news of this run go, besides the endpoints; signed by the secret of `GET /v1/webhooks/secret`.
+    #[serde(default)]
+    webhook: Option<Webhook>,
     /// The answer is the run's event stream itself.
     #[serde(default)]
     pub(super) stream: bool,
@@ -81,6 +84,7 @@ impl CreateRunBody {
             metadata: self.metadata,
             key,
             correlation_id,
+            webhook: self.webhook,
         })
     }
 }

@@ -7,8 +7,9 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{CreateError, RequeueError, RunRequestError};
+use crate::engine::{CreateError, RequeueError, RunRequestError, WebhookError};
 use crate::store::StoreError;
+use crate::webhook::KeyError;
 
 /// A refusal. The text may change between versions, the code does not.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -74,6 +75,10 @@ codes! {
     RunNotFinal = "run_not_final", CONFLICT;
     /// Only a failed or cancelled run can be retried.
     RunNotRetryable = "run_not_retryable", CONFLICT;
+    /// A tenant may have so many webhook endpoints and no more.
+    TooManyEndpoints = "too_many_endpoints", CONFLICT;
+    /// The webhook endpoint is disabled.
+    EndpointDisabled = "endpoint_disabled", CONFLICT;
     /// The body is larger than `server.max_body`.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE;
     /// The input is larger than `limits.max_input`.
@@ -88,6 +93,8 @@ codes! {
     Draining = "draining", SERVICE_UNAVAILABLE;
     /// Every worker that has the agent lacks something for it, such as a provider's key.
     AgentUnavailable = "agent_unavailable", SERVICE_UNAVAILABLE;
+    /// Webhooks need `webhooks.key`, which is not set or cannot be read.
+    WebhooksUnavailable = "webhooks_unavailable", SERVICE_UNAVAILABLE;
     /// `server.connections` is off.
     ConnectionsDisabled = "connections_disabled", SERVICE_UNAVAILABLE;
     /// The store cannot be reached.
@@ -213,6 +220,7 @@ impl From<CreateError> for Problem {
             CreateError::NotRetryable(_) => Self::new(Code::RunNotRetryable, detail),
             CreateError::Missing => Self::no_run(),
             CreateError::AgentUnavailable { .. } => Self::new(Code::AgentUnavailable, detail).retry_after(10),
+            CreateError::NoWebhookKey(error) => error.into(),
             CreateError::Draining => Self::new(Code::Draining, detail).retry_after(1),
             CreateError::Store(error) => error.into(),
         }
@@ -226,6 +234,37 @@ impl From<RequeueError> for Problem {
             RequeueError::Missing => Self::new(Code::NotFound, detail),
             RequeueError::Unmapped(_) => Self::new(Code::Unmapped, detail),
             RequeueError::Refused(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        tracing::error!(%error, "a request failed");
+        // Where the file is, is the operator's to know.
+        let detail = match &error {
+            KeyError::Missing => error.to_string(),
+            KeyError::File { .. } => {
+                "the key of webhooks cannot be read; the log of the node has the details".to_owned()
+            }
+        };
+        Self::new(Code::WebhooksUnavailable, detail).retry_after(30)
+    }
+}
+
+impl From<WebhookError> for Problem {
+    fn from(error: WebhookError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WebhookError::Invalid { field, message } => Self::field(field, message),
+            WebhookError::Missing(_) => Self::new(Code::NotFound, detail),
+            WebhookError::NoKey(error) => error.into(),
+            WebhookError::KeyReused => {
+                Self { field: Some("Idempotency-Key".to_owned()), ..Self::new(Code::IdempotencyKeyReused, detail) }
+            }
+            WebhookError::TooMany => Self::new(Code::TooManyEndpoints, detail),
+            WebhookError::Disabled => Self::new(Code::EndpointDisabled, detail),
+            WebhookError::Store(error) => error.into(),
         }
     }
 }

@@ -207,6 +207,7 @@ impl Executor {
                     metadata: std::collections::BTreeMap::new(),
                     key: None,
                     correlation_id: None,
+                    webhook: None,
                 };
                 let created = runcast.engine().create(wish).await;
                 created.map(|(stored, _)| stored.run.spec.id.to_string()).map_err(call)

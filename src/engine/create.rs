@@ -10,8 +10,9 @@ use super::mailbox::post;
 use super::recovery::KEY_KEPT;
 use super::timers::Arm;
 use super::{Engine, RunRequestError};
-use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, Timestamp};
+use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, Timestamp, Webhook};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
+use crate::webhook::KeyError;
 
 /// The longest delay, time-to-live and timeout.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -51,6 +52,8 @@ pub struct CreateRun {
     pub key: Option<Key>,
     /// Kept on the run.
     pub correlation_id: Option<String>,
+    /// Where its news go.
+    pub webhook: Option<Webhook>,
 }
 
 /// When a run may start.
@@ -125,6 +128,9 @@ pub enum CreateError {
         /// What they lack.
         lacks: String,
     },
+    /// The run names a webhook, and there is no key to sign with.
+    #[error(transparent)]
+    NoWebhookKey(#[from] KeyError),
     /// The node shuts down.
     #[error("the node is shutting down")]
     Draining,
@@ -133,7 +139,7 @@ pub enum CreateError {
     Store(#[from] StoreError),
 }
 
-fn invalid(field: &str, message: impl Into<String>) -> CreateError {
+pub(super) fn invalid(field: &str, message: impl Into<String>) -> CreateError {
     CreateError::Invalid { field: field.to_owned(), message: message.into() }
 }
 
@@ -237,6 +243,9 @@ impl Engine {
             return Err(invalid("priority", format!("expected -{PRIORITIES} to {PRIORITIES}")));
         }
         check_metadata(&wish.metadata, settings.max_metadata_entries)?;
+        if let Some(webhook) = &wish.webhook {
+            self.check_webhook(webhook)?;
+        }
         let due = match wish.start {
             Start::Now => None,
             Start::After(delay) => Some(now.after(bounded("delay_ms", delay)?)),
@@ -272,6 +281,7 @@ impl Engine {
             metadata: wish.metadata,
             retry_of: None,
             correlation_id: wish.correlation_id,
+            webhook: wish.webhook,
             created_at: now,
         };
         Ok((spec, due, wish.key))

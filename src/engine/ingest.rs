@@ -61,6 +61,7 @@ pub(super) fn create_run(name: &str, wish: Wish) -> CreateRun {
         metadata,
         key: Some(Key { route: "ingest", key: format!("{name}:{key}"), fingerprint: [0; 32] }),
         correlation_id: None,
+        webhook: None,
     }
 }
 
@@ -194,6 +195,7 @@ fn may_pass(error: &CreateError) -> bool {
         | CreateError::InputTooLarge { .. }
         | CreateError::KeyReused
         | CreateError::NotRetryable(_)
+        | CreateError::NoWebhookKey(_)
         | CreateError::Missing => false,
     }
 }

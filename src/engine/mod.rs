@@ -24,6 +24,7 @@ mod recovery;
 mod run_actor;
 mod supervisor;
 mod timers;
+mod webhooks;
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
 
 pub use peers::{Fingerprint, NodeCard, Offer};
+pub use webhooks::{EndpointWish, ROTATION, WebhookError, WebhookParts};
 
 use feed::{Live, Opened};
 use leases::Leases;
@@ -84,6 +86,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// The queues of foreign messages.
     pub ingest: Vec<Ingest>,
+    /// What is told to URLs.
+    pub webhooks: WebhookParts,
     /// Bounds and durations.
     pub settings: Settings,
 }
@@ -182,6 +186,7 @@ pub(crate) struct Node {
     /// How foreign messages are read, by the names of their sources.
     mappings: BTreeMap<String, Mapping>,
     outage: outage::Outage,
+    webhooks: webhooks::Webhooks,
     /// When a claim has failed last that may have happened all the same.
     unsure: Mutex<Option<Instant>>,
     draining: AtomicBool,
@@ -273,7 +278,7 @@ impl Engine {
     /// Starts the actors. Runs can be created at once; executing them begins with
     /// [`serve`](Self::serve). Needs an actix system.
     pub async fn start(parts: Parts) -> Self {
-        let Parts { store, broker, agents, lacking, clock, metrics, ingest, settings } = parts;
+        let Parts { store, broker, agents, lacking, clock, metrics, ingest, webhooks, settings } = parts;
         let (mut mappings, mut sources) = (BTreeMap::new(), Vec::new());
         for Ingest { name, mapping, source } in ingest {
             sources.extend(source.map(|source| (name.clone(), source)));
@@ -312,6 +317,7 @@ impl Engine {
             asked: control::Asked::default(),
             mappings,
             outage: outage::Outage::default(),
+            webhooks: webhooks::Webhooks::new(webhooks),
             unsure: Mutex::default(),
             draining: AtomicBool::new(false),
         });
@@ -357,6 +363,7 @@ impl Engine {
                 actix::spawn(leases::keep(Arc::clone(node), self.life.closed.clone()));
                 actix::spawn(leases::watch(Arc::clone(node), self.life.closed.clone()));
             }
+            node.webhooks.begin(node);
             actix::spawn(recovery::sweep(Arc::clone(node), stop.clone()));
             actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop.clone()));
         }
@@ -547,6 +554,8 @@ impl Engine {
         if tokio::time::timeout(RELEASE, self.life.pumps.wait()).await.is_err() {
             tracing::warn!("some foreign messages could not be let go; they come again, and make no second run");
         }
+        // What the last runs have come to is told as far as there is time.
+        hurry.run_until_cancelled(self.node.webhooks.end()).await;
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();

@@ -26,6 +26,7 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         metadata: Default::default(),
         retry_of: None,
         correlation_id: None,
+        webhook: None,
         created_at: at(1_000),
     }
 }

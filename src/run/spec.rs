@@ -9,7 +9,7 @@ use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-use super::Timestamp;
+use super::{Timestamp, Webhook};
 
 /// Identifies a run: a UUID version 7, so ids sort by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -121,6 +121,8 @@ pub struct Spec {
     pub retry_of: Option<RunId>,
     /// Handed on from the request that created the run.
     pub correlation_id: Option<String>,
+    /// Where its news go, besides the tenant's endpoints.
+    pub webhook: Option<Webhook>,
     /// When it was accepted.
     pub created_at: Timestamp,
 }

@@ -1,6 +1,6 @@
 //! The store keeps the truth: which runs there are, how they stand, and what their logs say.
 //!
-//! [`Store`] is the contract: [`RunStore`], [`DeadLetterStore`] and [`NodeStore`] together. `sqlite`
+//! [`Store`] is the contract: [`RunStore`], [`DeadLetterStore`], [`NodeStore`] and [`WebhookStore`] together. `sqlite`
 //! implements it for one process, `postgres` for many. No SQL dialect shows in the contract, and the
 //! adapters do not decide anything: every change of a run's state is the pure machine's
 //! (`crate::run`), made under the row's lock or by the run's owner.
@@ -16,6 +16,7 @@ mod spelling;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;
+pub(crate) mod webhooks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,11 +31,15 @@ use crate::run::{Command, Effect, Rejection, Run, RunId, Segment, Status, Tenant
 pub use crate::run::StepRecord;
 
 pub use error::StoreError;
+pub use webhooks::{
+    Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, Redelivered, Settled,
+    Settlement, ThreadNews, WebhookStore,
+};
 
 /// All that a store keeps.
-pub trait Store: RunStore + DeadLetterStore + NodeStore {}
+pub trait Store: RunStore + DeadLetterStore + NodeStore + WebhookStore {}
 
-impl<S: RunStore + DeadLetterStore + NodeStore> Store for S {}
+impl<S: RunStore + DeadLetterStore + NodeStore + WebhookStore> Store for S {}
 
 /// Keeps runs, their logs, steps, timers and commands. All methods are cancellation safe: a dropped
 /// call either happened as a whole or not at all.
@@ -189,17 +194,17 @@ pub struct Agreement {
 /// Something that could not be done and waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The run's id, or one made for the message.
+    /// The run's id, the delivery's, or one made for the message.
     pub id: Uuid,
     /// When it came here.
     pub at: Timestamp,
-    /// Where it came from: `run`, or the name of the foreign queue.
+    /// Where it came from: `run`, `webhook`, or the name of the foreign queue.
     pub source: String,
     /// The run that failed.
     pub run: Option<RunId>,
     /// What a person will read.
     pub reason: String,
-    /// The message as it came; empty for a run.
+    /// The message as it came; empty for a run; for a webhook what it was about, as JSON.
     pub payload: Bytes,
 }
 

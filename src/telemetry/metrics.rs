@@ -49,6 +49,7 @@ pub struct Metrics {
     pub agent_panics: Counter,
     requests: Family<[(&'static str, String); 2], Counter>,
     ingested: Family<[(&'static str, String); 2], Counter>,
+    webhooks: Family<Labels, Counter>,
 }
 
 impl Default for Metrics {
@@ -76,6 +77,7 @@ impl Default for Metrics {
             agent_panics: Counter::default(),
             requests: Family::default(),
             ingested: Family::default(),
+            webhooks: Family::default(),
         };
         metrics.register();
         metrics
@@ -107,6 +109,8 @@ impl Metrics {
         registry.register("lost_wakes", "Wake-ups that could not be published", self.lost_wakes.clone());
         registry.register("agent_panics", "Panics inside agents", self.agent_panics.clone());
         registry.register("ingested", "Foreign messages, by source and what became of them", self.ingested.clone());
+        let webhooks = "Webhooks that were delivered, have failed and are tried again, or are given up";
+        registry.register("webhooks", webhooks, self.webhooks.clone());
         registry.register("http_requests", "Requests answered, by route and status", self.requests.clone());
     }
 
@@ -114,6 +118,11 @@ impl Metrics {
     pub fn ingested(&self, source: &str, outcome: &str) {
         let labels = [("source", source.to_owned()), ("outcome", outcome.to_owned())];
         self.ingested.get_or_create(&labels).inc();
+    }
+
+    /// A webhook was `delivered`, has `failed` and is tried again, or is `dead`.
+    pub fn webhook(&self, outcome: &str) {
+        self.webhooks.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }
 
     /// A run was claimed.

@@ -33,10 +33,10 @@ const WRITE: &str = concat!(
     batch_arrays!(),
     ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
      $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[]) AS i(",
+     $47::bytea[], $48::bigint[], $49::bigint[], $50::text[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at) \
+     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, webhook) \
      WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
      (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
@@ -53,8 +53,8 @@ const WRITE: &str = concat!(
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
      outcome, error_code, error_message, reserved_seq, commit_number FROM new), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id FROM new), ",
+     on_disconnect, retry_of, correlation_id, webhook) SELECT id, input, params, metadata, ttl_at, timeout_ms, \
+     max_attempts, on_disconnect, retry_of, correlation_id, webhook FROM new), ",
     insert_log!("new"),
     ", armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
      SELECT timer_due, id, 1, timer_id FROM new WHERE timer_due IS NOT NULL \
@@ -89,13 +89,15 @@ pub(super) struct Creation {
     input: String,
     params: String,
     metadata: String,
+    webhook: Option<String>,
 }
 
 impl Creation {
     pub(super) fn new(new: NewRun) -> Result<Self, StoreError> {
         let spec = &new.run.spec;
         let (input, params, metadata) = (json(&spec.input)?, json(&spec.params)?, rows::metadata(&spec.metadata)?);
-        Ok(Self { new, input, params, metadata })
+        let webhook = spec.webhook.as_ref().map(json).transpose()?;
+        Ok(Self { new, input, params, metadata, webhook })
     }
 
     fn key(&self) -> Option<(&str, &IdempotencyKey)> {
@@ -227,7 +229,8 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     let fingerprints: Vec<_> = keys().map(|key| key.map(|key| &key.fingerprint[..])).collect();
     let valid: Vec<_> = keys().map(|key| millis(key.map(|key| key.valid_after))).collect();
     let expire: Vec<_> = items.iter().map(|item| millis(item.new.run.expires_at())).collect();
-    let more: [&(dyn ToSql + Sync); 19] = [
+    let webhooks: Vec<_> = items.iter().map(|item| item.webhook.as_deref()).collect();
+    let more: [&(dyn ToSql + Sync); 20] = [
         &tenants,
         &agents,
         &versions,
@@ -247,6 +250,7 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
         &fingerprints,
         &valid,
         &expire,
+        &webhooks,
     ];
     let mut params = batch.params();
     params.extend(more);

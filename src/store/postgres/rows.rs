@@ -22,7 +22,8 @@ macro_rules! run_columns {
          r.crashes, r.steps, r.timer_due, r.timer_id, r.reason, r.timers_armed, r.started_at, r.attempt_started_at, \
          r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, r.estimated, \
          r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.cancel_requested, s.input, \
-         s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id"
+         s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id, \
+         s.webhook"
     };
 }
 pub(super) use run_columns;
@@ -88,6 +89,7 @@ impl Found {
         let max_attempts = columns.small("max_attempts")?;
         let on_disconnect = columns.text(on_disconnect)?;
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
+        let webhook = columns.take::<Option<&str>>()?.map(parse).transpose()?;
         let output = if row.len() > columns.next { columns.take()? } else { None };
         let spec = Spec {
             id,
@@ -104,6 +106,7 @@ impl Found {
             metadata: BTreeMap::new(),
             retry_of,
             correlation_id,
+            webhook,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });
@@ -191,7 +194,7 @@ impl<'r> Columns<'r> {
         self.take().map(unsigned)
     }
 
-    fn small<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T, StoreError> {
+    pub(super) fn small<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T, StoreError> {
         let number: i64 = self.take()?;
         T::try_from(number).map_err(|_| unreadable(what, number))
     }
@@ -208,7 +211,7 @@ impl<'r> Columns<'r> {
         self.take().map(Timestamp::from_millis)
     }
 
-    fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.take::<Option<_>>()?.map(Timestamp::from_millis))
     }
 

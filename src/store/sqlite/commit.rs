@@ -7,8 +7,9 @@ use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, state_columns};
 use super::timers::{self, Armed};
 use super::transition::forget_commands;
+use super::webhooks;
 use super::writer::Writer;
-use crate::run::{Run, RunId, Status};
+use crate::run::{Run, RunId, Status, Timestamp};
 use crate::store::spelling::{integer, json, unsigned};
 use crate::store::{Commit, Committed, StoreError};
 
@@ -20,6 +21,7 @@ pub(super) struct Decided {
     reserved_seq: u64,
     step: Option<NewStep>,
     output: Option<String>,
+    at: Option<Timestamp>,
 }
 
 /// Whose a run is, as far as a commit is concerned.
@@ -35,6 +37,7 @@ enum Owner {
 impl Decided {
     pub(super) fn new(commit: Commit) -> Result<Self, StoreError> {
         Ok(Self {
+            at: webhooks::recorded(commit.segment.as_ref()),
             segment: commit.segment.as_ref().map(NewSegment::new),
             step: commit.step.map(NewStep::new).transpose()?,
             output: commit.run.output.as_ref().map(json).transpose()?,
@@ -79,6 +82,7 @@ impl Decided {
                 forget_commands(conn, id)?;
                 dead_letters::bury_failed(conn, &self.run)?;
             }
+            webhooks::put(conn, &self.run, Status::Running, self.at)?;
             writer.moved(Some(Status::Running), self.run.status);
         }
         Ok(Committed::Done)

@@ -80,7 +80,7 @@ impl Creation {
         let spec = &self.run.spec;
         conn.prepare_cached(
             "INSERT INTO specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, on_disconnect, \
-             retry_of, correlation_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             retry_of, correlation_id, webhook) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             spec.id.as_bytes(),
@@ -92,7 +92,8 @@ impl Creation {
             spec.max_attempts,
             on_disconnect_text(spec.on_disconnect),
             spec.retry_of.as_ref().map(RunId::as_bytes),
-            spec.correlation_id
+            spec.correlation_id,
+            spec.webhook.as_ref().map(json).transpose()?
         ])?;
         Ok(())
     }

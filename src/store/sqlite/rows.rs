@@ -28,7 +28,7 @@ const LOAD: &str = "SELECT r.id, r.tenant, r.agent, r.agent_version, r.priority,
     r.attempt_started_at, r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, \
     r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, \
     s.input, s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, \
-    s.correlation_id, \
+    s.correlation_id, s.webhook, \
     CASE r.status WHEN 'completed' THEN (SELECT output FROM results WHERE run_id = r.id) END, \
     CASE r.status WHEN 'running' THEN EXISTS (SELECT 1 FROM commands WHERE run_id = r.id) ELSE 0 END \
     FROM runs r CROSS JOIN specs s ON s.run_id = r.id WHERE r.id = ?";
@@ -71,6 +71,7 @@ impl Found {
         let (ttl_at, timeout_ms, max_attempts) = (columns.optional_time()?, columns.number()?, columns.take()?);
         let on_disconnect = columns.text(on_disconnect)?;
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
+        let webhook = columns.take::<Option<String>>()?.as_deref().map(parse).transpose()?;
         let (output, cancel_requested) = (columns.take()?, columns.take()?);
         let spec = Spec {
             id,
@@ -87,6 +88,7 @@ impl Found {
             metadata: std::collections::BTreeMap::new(),
             retry_of,
             correlation_id,
+            webhook,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });

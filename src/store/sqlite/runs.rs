@@ -4,6 +4,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
 use super::rows::{Found, load, run_id};
+use super::webhooks;
 use super::writer::COUNTED;
 use crate::run::{Reason, RunId, Status, Tenant};
 use crate::store::spelling::unsigned;
@@ -108,6 +109,7 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<De
         // A status that nobody can read must not keep the run from being removed.
         Some(_) | None => {}
     }
+    webhooks::forget_run(conn, id)?;
     // A run that has ended has no timers.
     for sql in [
         "DELETE FROM segments WHERE run_id = ?",

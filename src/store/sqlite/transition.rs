@@ -6,6 +6,7 @@ use super::dead_letters;
 use super::log::{self, NewSegment};
 use super::rows::{Binder, Found, load, run_id, state_columns};
 use super::timers::{self, Armed};
+use super::webhooks;
 use super::writer::Writer;
 use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
 use crate::store::spelling::Documents;
@@ -150,6 +151,7 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
         forget_commands(conn, id)?;
         dead_letters::bury_failed(conn, &run)?;
     }
+    webhooks::put(conn, &run, from, webhooks::recorded(Some(&segment)))?;
     writer.moved(Some(from), run.status);
     Ok(Outcome::Done(Box::new((Changed { run, segment, effects: decision.effects }, documents))))
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::Harness;
 use super::kit::*;
-use crate::run::{Input, Message, OnDisconnect, Role, Spec, Status, Tenant, Timestamp};
+use crate::run::{Input, Message, OnDisconnect, Role, Spec, Status, Tenant, Timestamp, Webhook, WebhookEvent};
 use crate::store::{Created, IdempotencyKey, NewRun, RunStore, StoreError, TimerKey, TimerKind};
 
 /// A specification that leaves nothing at its default.
@@ -24,6 +24,7 @@ fn rich(number: u64) -> Spec {
         metadata: [("team".into(), "red".into()), ("a.b\"c".into(), "".into())].into(),
         retry_of: Some(id(77)),
         correlation_id: Some("corr-1".into()),
+        webhook: Some(Webhook { url: "https://h.example/é?a=\"b\"".into(), events: vec![WebhookEvent::RunWaiting] }),
         created_at: Timestamp::from_millis(1_000_001),
         ..spec(number)
     }

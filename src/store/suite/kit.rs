@@ -56,6 +56,7 @@ pub(crate) fn spec(number: u64) -> Spec {
         metadata: Default::default(),
         retry_of: None,
         correlation_id: None,
+        webhook: None,
         created_at: now(),
     }
 }
