@@ -58,7 +58,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const KEYLESS: Duration = Duration::from_secs(60);
 
 /// How much longer than a call a claim holds: time to write what became of it.
-const LEASE_MARGIN: Duration = Duration::from_secs(30);
+const LEASE_MARGIN: Duration = Duration::from_secs(15);
 
 /// How often old deliveries are removed, and how many at a time.
 const FORGET: Duration = Duration::from_secs(60);
@@ -180,7 +180,7 @@ impl Webhooks {
     }
 
     /// A place for a call to `host`, if it has one.
-    fn place(self: &Self, host: &str) -> Option<Place<'_>> {
+    fn place(&self, host: &str) -> Option<Place<'_>> {
         let most = self.parts.concurrency.div_ceil(8);
         let mut busy = self.busy.lock();
         let calls = busy.entry(host.to_owned()).or_default();
@@ -292,7 +292,8 @@ async fn send(node: Arc<Node>, due: Due, permit: OwnedSemaphorePermit) {
                 tokio::time::sleep(RETRY.delay(failures, rand::random::<f64>(), None)).await;
             }
             Err(error) => {
-                tracing::error!(delivery = %settled.id, %error, "what became of a webhook is not written: it is sent again");
+                let what = "what became of a webhook is not written: it is sent again";
+                tracing::error!(delivery = %settled.id, %error, "{what}");
                 break;
             }
         }

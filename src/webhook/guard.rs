@@ -208,8 +208,8 @@ impl Resolve for Sieve {
 }
 
 /// Whether an address belongs to the public internet: those of private and shared networks do not, nor those of this
-/// machine, of its link, of groups, of documentation, of benchmarks, of the clouds' own services, nor IPv6 addresses that stand for such
-/// an IPv4 address.
+/// machine, of its link, of groups, of documentation, of benchmarks, of the clouds' own services, nor IPv6 addresses
+/// that stand for such an IPv4 address.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address {

@@ -6,8 +6,8 @@ use std::time::Duration;
 /// length of a working day and a night. The last one holds for all further ones.
 const WAITS: [u64; 9] = [5, 60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000];
 
-/// How long to wait after `attempts` failed ones, at least 1. `jitter`, from 0 to 1, makes it up to a tenth longer, so that what
-/// failed together does not come back together.
+/// How long to wait after `attempts` failed ones, at least 1. `jitter`, from 0 to 1, makes it up to a tenth longer, so
+/// that what failed together does not come back together.
 #[must_use]
 pub fn delay(attempts: u32, jitter: f64) -> Duration {
     let index = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX).min(WAITS.len() - 1);

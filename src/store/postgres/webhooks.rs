@@ -98,8 +98,8 @@ impl News {
 /// Puts news of a thread into the outbox. Part of the transaction that changes the thread, if one has begun.
 pub(super) async fn put_thread(conn: &Conn, news: &ThreadNews) -> Result<(), Failure> {
     const PUT: &str = "INSERT INTO runcast_deliveries (id, tenant, endpoint_id, event, thread_id, data, at, status, \
-         attempts, due_at, claim) SELECT gen_random_uuid(), $1::text, id, $2::text, $3::text, $4::text, $5::bigint, 'pending', 0, clock_timestamp(), \
-         0 FROM runcast_webhook_endpoints WHERE tenant = $1 AND enabled AND $2 = ANY (events) AND agent IS NULL";
+         attempts, due_at, claim) SELECT gen_random_uuid(), $1::text, id, $2::text, $3::text, $4::text, \
+         $5::bigint, 'pending', 0, clock_timestamp(), 0 FROM runcast_webhook_endpoints WHERE tenant = $1 AND enabled AND $2 = ANY (events) AND agent IS NULL";
     let (tenant, thread) = (plain(news.tenant.as_str()), plain(&news.thread));
     conn.execute(PUT, &[&tenant, &news.event.as_str(), &thread, &news.data, &news.at.as_millis()]).await.map(drop)
 }
@@ -203,8 +203,8 @@ pub(super) async fn patch(
     now: Timestamp,
 ) -> Result<Option<Endpoint>, Failure> {
     const PATCH: &str = concat!(
-        "WITH e AS (UPDATE runcast_webhook_endpoints SET url = coalesce($3::text, url), events = coalesce($4::text[], events), \
-         agent = CASE WHEN $5::bool THEN $6::text ELSE agent END, enabled = coalesce($7::bool, enabled) \
+        "WITH e AS (UPDATE runcast_webhook_endpoints SET url = coalesce($3::text, url), \
+         events = coalesce($4::text[], events), agent = CASE WHEN $5::bool THEN $6::text ELSE agent END, enabled = coalesce($7::bool, enabled) \
          WHERE id = $1 AND tenant = $2 RETURNING *), \
          dropped AS (UPDATE runcast_deliveries d SET status = 'dead', error = $8, settled_at = $9 FROM e \
          WHERE NOT e.enabled AND d.endpoint_id = e.id AND d.status = 'pending') SELECT ",
@@ -280,11 +280,13 @@ pub(super) async fn settle(conn: &Conn, settled: &Settled, now: Timestamp) -> Re
     // What was not sent says nothing new.
     const SETTLE: &str = "WITH d AS (UPDATE runcast_deliveries SET status = $3::text, \
          due_at = coalesce(clock_timestamp() + $4::bigint * interval '1 millisecond', due_at), \
-         attempts = attempts + CASE WHEN $5::bool THEN 1 ELSE 0 END, answer = CASE WHEN $5 THEN $6::bigint ELSE answer END, \
+         attempts = attempts + CASE WHEN $5::bool THEN 1 ELSE 0 END, \
+         answer = CASE WHEN $5 THEN $6::bigint ELSE answer END, \
          error = CASE WHEN $5 OR $3 = 'dead' THEN $7::text ELSE error END, settled_at = $8::bigint \
          WHERE id = $1 AND claim = $2 AND status = 'pending' RETURNING id), \
          letters AS (INSERT INTO runcast_dead_letters (id, at, source, run_id, reason, payload) \
-         SELECT id, $9::bigint, $10::text, NULL, $11::text, $12::bytea FROM d WHERE $9::bigint IS NOT NULL ON CONFLICT DO NOTHING) SELECT id FROM d";
+         SELECT id, $9::bigint, $10::text, NULL, $11::text, $12::bytea FROM d \
+         WHERE $9::bigint IS NOT NULL ON CONFLICT DO NOTHING) SELECT id FROM d";
     let (status, wait, charged, answer, error, letter) = match &settled.settlement {
         Settlement::Delivered(answer) => (DeliveryStatus::Delivered, None, true, Some(*answer), None, None),
         Settlement::Retry { after, answer, error } => {
