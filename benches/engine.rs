@@ -29,6 +29,7 @@ fn spec() -> Spec {
         retry_of: None,
         concurrency_key: None,
         correlation_id: None,
+        webhook: None,
         created_at: SystemClock.now(),
     }
 }

@@ -91,6 +91,7 @@ fn spec(id: RunId, now: Timestamp) -> Spec {
         latest_due: None,
         retry_of: None,
         concurrency_key: None,
+        webhook: None,
         correlation_id: None,
         created_at: now,
     }

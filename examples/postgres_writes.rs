@@ -45,6 +45,7 @@ impl Bench {
             retry_of: None,
             concurrency_key: None,
             correlation_id: None,
+            webhook: None,
             created_at: SystemClock.now(),
         };
         let (run, decision) = Run::create(spec, None, 0);

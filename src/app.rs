@@ -26,12 +26,14 @@ use crate::api::{self, Access, ApiKey, ApiSettings, ApiState, ModelCard};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, AgentKind, Config, Protocol, StoreUrl};
 use crate::engine::{
-    AgentLimits, Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings, Sharing, TenantShare,
+    AgentLimits, Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings, Sharing, TenantShare, WebhookParts,
 };
 use crate::ingest::Mapping;
 use crate::run::{Backoff, Tenant};
 use crate::store::{Proposal, Store, StoreError};
 use crate::telemetry::Metrics;
+use crate::webhook::guard::Guard;
+use crate::webhook::{Client, Keys};
 
 pub use adapters::{connect_broker, migrate, open_store};
 
@@ -220,7 +222,9 @@ impl Builder {
         let settings = engine_settings(&config, node);
         let lacking = lacking(&config);
         let metrics = Arc::new(Metrics::default());
-        let engine = Engine::start(Parts { store, broker, agents, lacking, clock, metrics, ingest, settings }).await;
+        let webhooks = webhook_parts(&config);
+        let parts = Parts { store, broker, agents, lacking, clock, metrics, ingest, webhooks, settings };
+        let engine = Engine::start(parts).await;
         state.serve(engine.clone());
         let recovered = engine.serve().await?;
         tracing::info!(recovered, "start 7/7: ready");
@@ -491,6 +495,24 @@ fn api_settings(config: &Config, own_listener: bool) -> ApiSettings {
         docs: config.server.docs,
         access,
         models: models(config),
+    }
+}
+
+/// What webhooks are made of. A store of one process can have a key of its own; those of many have to be told theirs.
+fn webhook_parts(config: &Config) -> WebhookParts {
+    let section = &config.webhooks;
+    let keys = match (&section.key, &config.store) {
+        (Some(key), _) => Keys::given(key.clone()),
+        (None, StoreUrl::Sqlite { .. }) => Keys::file(config.data.join("webhook.key")),
+        (None, StoreUrl::Postgres(_)) => Keys::missing(),
+    };
+    WebhookParts {
+        keys,
+        client: Client::new(Guard::new(section.allow.clone()), section.timeout),
+        render: api::run_document,
+        attempts: section.attempts,
+        concurrency: section.concurrency,
+        keep: section.keep,
     }
 }
 

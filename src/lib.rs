@@ -19,6 +19,7 @@
 //! | [`app`] | the composition root: start order, drain order |
 //! | [`config`], [`cli`] | configuration, command line |
 //! | [`clock`], [`telemetry`] | the one wall clock; logs and metrics |
+//! | [`webhook`] | what is told to URLs: signatures, when to try again, where it may go |
 //!
 //! Brokers are crates of their own, which depend on `runcast-broker` alone.
 
@@ -35,5 +36,6 @@ pub mod schedule;
 pub mod store;
 pub mod telemetry;
 pub mod thread;
+pub mod webhook;
 
 pub use app::{Builder, Runcast, StartError};

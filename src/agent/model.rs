@@ -257,6 +257,7 @@ mod tests {
             retry_of: None,
             concurrency_key: None,
             correlation_id: None,
+            webhook: None,
             created_at: Timestamp::from_millis(0),
         };
         let seen = Arc::new(Seen::default());

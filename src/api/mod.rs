@@ -9,6 +9,7 @@ mod problem;
 mod queues;
 mod runs;
 mod schedules;
+mod webhooks;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,8 +20,10 @@ use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, Route};
 use actix_web_lab::middleware::CatchPanic;
 use parking_lot::RwLock;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::engine::Engine;
+use crate::store::Stored;
 use problem::{Code, Problem};
 
 pub use guard::{Access, ApiKey};
@@ -82,6 +85,11 @@ impl ApiState {
     }
 }
 
+/// A run as `GET /v1/runs/{id}` shows it, for whoever is not in the middle of a request.
+pub(crate) fn run_document(stored: &Stored) -> Option<Box<RawValue>> {
+    to_raw_value(&object::RunObject::new(stored, "/v1/runs")).ok()
+}
+
 /// Mounts all routes. They answer under whatever scope `config` belongs to.
 pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
     let (docs, serves) = (state.settings.docs, state.settings.serves);
@@ -112,6 +120,8 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
         ("/v1/runs/{id}/retry", web::post().to(runs::retry)),
         ("/v1/queues/dead/purge", web::post().to(queues::purge)),
         ("/v1/queues/dead/{id}/requeue", web::post().to(queues::requeue)),
+        ("/v1/webhooks/endpoints/{id}/rotate", web::post().to(webhooks::rotate)),
+        ("/v1/webhooks/deliveries/{id}/redeliver", web::post().to(webhooks::redeliver)),
     ] {
         scope = scope.service(web::resource(path).route(route).default_service(only("POST")));
     }
@@ -135,12 +145,29 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
             .delete(queues::discard)
             .default_service(only("GET, DELETE")),
     );
+    scope = scope
+        .service(
+            web::resource("/v1/webhooks/endpoints")
+                .get(webhooks::list)
+                .post(webhooks::create)
+                .default_service(only("GET, POST")),
+        )
+        .service(
+            web::resource("/v1/webhooks/endpoints/{id}")
+                .get(webhooks::get)
+                .patch(webhooks::patch)
+                .delete(webhooks::delete)
+                .default_service(only("GET, PATCH, DELETE")),
+        );
     for (path, route) in [
         ("/v1/runs/{id}/stream", web::get().to(runs::stream)),
         ("/v1/runs/{id}/events", web::get().to(runs::events)),
         ("/v1/runs/{id}/wait", web::get().to(runs::wait)),
         ("/v1/queues", web::get().to(queues::depths)),
         ("/v1/queues/dead", web::get().to(queues::list)),
+        ("/v1/webhooks/endpoints/{id}/secret", web::get().to(webhooks::secret)),
+        ("/v1/webhooks/secret", web::get().to(webhooks::tenant_secret)),
+        ("/v1/webhooks/deliveries", web::get().to(webhooks::deliveries)),
         ("/v1/agents", web::get().to(node::agents)),
         ("/v1/models", web::get().to(node::models)),
         ("/openapi.json", web::get().to(openapi::document)),

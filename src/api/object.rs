@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::engine::{CreateRun, Key, Start};
-use crate::run::{Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, ThreadId, Timestamp, Usage};
+use crate::run::{
+    Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, ThreadId, Timestamp, Usage, Webhook,
+};
 use crate::store::Stored;
 use crate::thread::OnBusy;
 
@@ -59,6 +61,9 @@ pub(super) struct CreateRunBody {
     /// The caller's own labels.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+    /// Where the news of this run go, besides the endpoints; signed by the secret of `GET /v1/webhooks/secret`.
+    #[serde(default)]
+    webhook: Option<Webhook>,
     /// The answer is the run's event stream itself.
     #[serde(default)]
     pub(super) stream: bool,
@@ -95,6 +100,7 @@ impl CreateRunBody {
             key,
             concurrency_key: self.concurrency_key,
             correlation_id,
+            webhook: self.webhook,
         })
     }
 }

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{node, object, problem, queues, runs, schedules};
+use super::{node, object, problem, queues, runs, schedules, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -33,6 +33,16 @@ use super::{node, object, problem, queues, runs, schedules};
         queues::discard,
         queues::requeue,
         queues::purge,
+        webhooks::create,
+        webhooks::list,
+        webhooks::get,
+        webhooks::patch,
+        webhooks::delete,
+        webhooks::rotate,
+        webhooks::secret,
+        webhooks::tenant_secret,
+        webhooks::deliveries,
+        webhooks::redeliver,
         node::nodes,
         node::agents,
         node::models,

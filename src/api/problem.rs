@@ -7,9 +7,10 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{CreateError, RequeueError, RunRequestError, ScheduleError};
+use crate::engine::{CreateError, RequeueError, RunRequestError, ScheduleError, WebhookError};
 use crate::store::StoreError;
 use crate::thread::Refusal;
+use crate::webhook::KeyError;
 
 /// A refusal. The text may change between versions, the code does not.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -81,6 +82,10 @@ codes! {
     ThreadBusy = "thread_busy", CONFLICT;
     /// People have taken the thread over.
     ThreadHandedOff = "thread_handed_off", CONFLICT;
+    /// A tenant may have so many webhook endpoints and no more.
+    TooManyEndpoints = "too_many_endpoints", CONFLICT;
+    /// The webhook endpoint is disabled.
+    EndpointDisabled = "endpoint_disabled", CONFLICT;
     /// The run is gone: it ended longer ago than `retention.runs`.
     Gone = "gone", GONE;
     /// The body is larger than `server.max_body`.
@@ -101,6 +106,8 @@ codes! {
     Draining = "draining", SERVICE_UNAVAILABLE;
     /// Every worker that has the agent lacks something for it, such as a provider's key.
     AgentUnavailable = "agent_unavailable", SERVICE_UNAVAILABLE;
+    /// Webhooks need `webhooks.key`, which is not set or cannot be read.
+    WebhooksUnavailable = "webhooks_unavailable", SERVICE_UNAVAILABLE;
     /// `server.connections` is off.
     ConnectionsDisabled = "connections_disabled", SERVICE_UNAVAILABLE;
     /// The store cannot be reached.
@@ -237,6 +244,7 @@ impl From<CreateError> for Problem {
             CreateError::Refused(Refusal::Full { .. }) => Self::new(Code::ThreadFull, detail).retry_after(1),
             CreateError::Refused(Refusal::HandedOff | Refusal::StaleTimer) => Self::new(Code::ThreadHandedOff, detail),
             CreateError::AgentUnavailable { .. } => Self::new(Code::AgentUnavailable, detail).retry_after(10),
+            CreateError::NoWebhookKey(error) => error.into(),
             CreateError::Draining => Self::new(Code::Draining, detail).retry_after(1),
             CreateError::Store(error) => error.into(),
         }
@@ -260,6 +268,37 @@ impl From<ScheduleError> for Problem {
         match error {
             ScheduleError::Missing => Self::new(Code::NotFound, detail),
             ScheduleError::Refused(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        tracing::error!(%error, "a request failed");
+        // Where the file is, is the operator's to know.
+        let detail = match &error {
+            KeyError::Missing => error.to_string(),
+            KeyError::File { .. } => {
+                "the key of webhooks cannot be read; the log of the node has the details".to_owned()
+            }
+        };
+        Self::new(Code::WebhooksUnavailable, detail).retry_after(30)
+    }
+}
+
+impl From<WebhookError> for Problem {
+    fn from(error: WebhookError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WebhookError::Invalid { field, message } => Self::field(field, message),
+            WebhookError::Missing(_) => Self::new(Code::NotFound, detail),
+            WebhookError::NoKey(error) => error.into(),
+            WebhookError::KeyReused => {
+                Self { field: Some("Idempotency-Key".to_owned()), ..Self::new(Code::IdempotencyKeyReused, detail) }
+            }
+            WebhookError::TooMany => Self::new(Code::TooManyEndpoints, detail),
+            WebhookError::Disabled => Self::new(Code::EndpointDisabled, detail),
+            WebhookError::Store(error) => error.into(),
         }
     }
 }

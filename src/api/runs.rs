@@ -228,7 +228,7 @@ pub(super) async fn retry(request: HttpRequest, id: Path<String>, payload: Paylo
 }
 
 /// These routes take no body; an empty JSON object is one, too.
-async fn no_body(payload: Payload, state: &ApiState) -> Result<(), Problem> {
+pub(super) async fn no_body(payload: Payload, state: &ApiState) -> Result<(), Problem> {
     let body = bytes(payload, state.settings.max_body).await?;
     match body.trim_ascii() {
         b"" | b"{}" => Ok(()),

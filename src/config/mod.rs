@@ -34,7 +34,7 @@ pub use faults::{ConfigError, Fault, Origin};
 pub use render::example_toml;
 pub use sections::{
     Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Postgres, Provider, Recovery, Redis, Retention, Runs,
-    Schedules, Server, Sqlite, Tenant, Worker,
+    Schedules, Server, Sqlite, Tenant, Webhooks, Worker,
 };
 pub use values::{
     AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,

@@ -10,6 +10,7 @@ use super::{
     sources::Surroundings,
     values::{BrokerUrl, ModelRef, ServiceUrl, StoreUrl},
 };
+use crate::webhook::guard::Allowed;
 
 /// Text that is converted by a function, and written again by another.
 pub(super) struct Parsed<T> {
@@ -106,6 +107,13 @@ pub(super) const LABEL: Parsed<(String, String)> = Parsed {
         _ => Err(Problem::Unlike),
     },
     display: |(name, value)| format!("{name}={value}"),
+};
+
+/// A part of the network: addresses, or a host.
+pub(super) const ALLOWED: Parsed<Allowed> = Parsed {
+    expected: "addresses such as \"10.1.0.0/16\", or the name of a host",
+    parse: |text| text.parse().map_err(|_| Problem::Unlike),
+    display: Allowed::to_string,
 };
 
 /// A JSON object, as text.

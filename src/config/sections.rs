@@ -9,12 +9,15 @@ use secrecy::SecretString;
 use super::{
     codecs::{Decimal, GIB, Int, KIB, List, MIB, OneOf, Optional, Size, Span, Text, Toggle},
     faults::Origin,
-    parsed::{ADDRESS, BROKER, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, QUEUES, STORE, Secret},
+    parsed::{
+        ADDRESS, ALLOWED, BROKER, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, QUEUES, STORE, Secret,
+    },
     parts::{Entry, section},
     values::{
         AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,
     },
 };
+use crate::webhook::guard::Allowed;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -85,6 +88,8 @@ section! {
         pub schedules: Schedules;
         /// How long what has ended is kept.
         pub retention: Retention;
+        /// What is told to URLs.
+        pub webhooks: Webhooks;
         /// The node's own log.
         pub log: Log;
         /// The model providers by name; `openai` is always there.
@@ -323,6 +328,29 @@ section! {
         pub batch: usize = 200 => Int(1, 10_000);
         /// How often is looked for what has to go. Removal goes on in batches, with pauses, until nothing is left.
         pub interval: Duration = MINUTE => Span(ms(100), DAY);
+    }
+}
+
+section! {
+    /// What is told to URLs: when runs end, and what happens to threads. docs/webhooks.md says how to verify it.
+    pub struct Webhooks {
+        /// What the secrets are derived from that webhooks are signed with; no secret is in the store. All nodes on a
+        /// store need the same. When not set, a store "sqlite" has the file webhook.key in the data directory, made when
+        /// it is first needed; on any other, webhooks are refused. Better "env:NAME" or "file:PATH" than the key itself.
+        pub key: Option<SecretString> = None => Optional(Secret(32));
+        /// What may be called although it is not of the public internet, and by http:// too: addresses such as
+        /// "10.1.0.0/16", or names of hosts. Nothing by default, so that nobody who may start a run can reach into the
+        /// operator's network.
+        pub allow: Vec<Allowed> = Vec::new() => List(ALLOWED);
+        /// How often a webhook is sent until its receiver takes it; then it is a dead letter. After 5 s, 1 min, 5 min,
+        /// 30 min, 2 h, 5 h, 10 h, 14 h, and from then on every 20 h: the default lasts for two days.
+        pub attempts: u32 = 10 => Int(1, 100);
+        /// How long a receiver may take to answer. One that does more than to note what came should do it later.
+        pub timeout: Duration = s(15) => Span(ms(100), s(120));
+        /// Webhooks that are under way at once; an eighth of them to one host, so that a slow one does not hold up all.
+        pub concurrency: usize = 64 => Int(1, 1_024);
+        /// How long deliveries are kept that were taken or given up, to be listed or sent again.
+        pub keep: Duration = s(7 * 86_400) => Span(s(1), s(31_557_600));
     }
 }
 

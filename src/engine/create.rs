@@ -11,9 +11,10 @@ use super::recovery::KEY_KEPT;
 use super::sharing::settle;
 use super::timers::Arm;
 use super::{Engine, Node, RunRequestError};
-use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp};
+use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp, Webhook};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
 use crate::thread::{Occasion, OnBusy, Refusal};
+use crate::webhook::KeyError;
 
 /// The longest delay, time-to-live and timeout.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -63,6 +64,8 @@ pub struct CreateRun {
     pub concurrency_key: Option<String>,
     /// Kept on the run.
     pub correlation_id: Option<String>,
+    /// Where its news go.
+    pub webhook: Option<Webhook>,
 }
 
 impl CreateRun {
@@ -85,6 +88,7 @@ impl CreateRun {
             metadata: BTreeMap::new(),
             key: None,
             concurrency_key: None,
+            webhook: None,
             correlation_id: None,
         }
     }
@@ -184,6 +188,9 @@ pub enum CreateError {
         /// What they lack.
         lacks: String,
     },
+    /// The run names a webhook, and there is no key to sign with.
+    #[error(transparent)]
+    NoWebhookKey(#[from] KeyError),
     /// The node shuts down.
     #[error("the node is shutting down")]
     Draining,
@@ -353,6 +360,9 @@ impl Engine {
         if wish.concurrency_key.as_ref().is_some_and(|key| !(1..=CONCURRENCY_KEY_BYTES).contains(&key.len())) {
             return Err(invalid("concurrency_key", format!("expected 1 to {CONCURRENCY_KEY_BYTES} bytes")));
         }
+        if let Some(webhook) = &wish.webhook {
+            self.check_webhook(webhook)?;
+        }
         let due = match wish.start {
             Start::Now => None,
             Start::After(delay) => Some(now.after(bounded("delay_ms", delay)?)),
@@ -391,6 +401,7 @@ impl Engine {
             retry_of: None,
             concurrency_key: wish.concurrency_key,
             correlation_id: wish.correlation_id,
+            webhook: wish.webhook,
             created_at: now,
         };
         Ok((spec, due, wish.key))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::ingest::create_run;
-use super::{CreateError, Engine, Key};
+use super::{CreateError, Engine, Key, webhooks};
 use crate::run::{Tenant, Timestamp};
 use crate::store::{DeadLetter, Depths, Discard, StoreError, Stored, TenantDepths};
 
@@ -79,6 +79,10 @@ impl Engine {
     async fn map_again(&self, letter: &DeadLetter) -> Result<(Stored, bool), RequeueError> {
         let name = &letter.source;
         let mapping = self.node.mappings.get(name);
+        if mapping.is_none() && name == webhooks::SOURCE {
+            let instead = "it is a webhook: POST /v1/webhooks/deliveries/{id}/redeliver sends it again";
+            return Err(RequeueError::Unmapped(instead.to_owned()));
+        }
         let mapping = mapping.ok_or_else(|| RequeueError::Unmapped(format!("there is no [ingest.{name}]")))?;
         let wish = mapping.map(&letter.payload).map_err(RequeueError::Unmapped)?;
         Ok(self.create(create_run(name, wish)).await?)

@@ -14,6 +14,7 @@ use crate::store::{TimerKey, TimerKind};
 
 /// Performs `effects` of a decision about `run`. Starting and stopping the agent is its actor's own.
 pub(crate) fn perform(node: &Arc<Node>, run: &Run, effects: Vec<Effect>) {
+    node.webhooks.wake(run.status);
     for effect in effects {
         match effect {
             Effect::Wake => wake(node, run),

@@ -64,6 +64,7 @@ pub(super) fn create_run(name: &str, wish: Wish) -> CreateRun {
         key: Some(Key { route: "ingest", key: format!("{name}:{key}"), fingerprint: [0; 32] }),
         concurrency_key: None,
         correlation_id: None,
+        webhook: None,
     }
 }
 
@@ -203,6 +204,7 @@ fn may_pass(error: &CreateError) -> bool {
         | CreateError::NotRetryable(_)
         | CreateError::ThreadMissing
         | CreateError::Refused(_)
+        | CreateError::NoWebhookKey(_)
         | CreateError::Missing => false,
     }
 }

@@ -30,6 +30,7 @@ mod supervisor;
 mod threads;
 mod timers;
 mod timetable;
+mod webhooks;
 
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,7 @@ pub use timetable::Timetable;
 
 pub use peers::{Fingerprint, NodeCard, Offer};
 pub use sharing::{AgentLimits, Sharing, TenantShare};
+pub use webhooks::{EndpointWish, ROTATION, WebhookError, WebhookParts};
 
 use feed::{Live, Opened};
 use leases::Leases;
@@ -96,6 +98,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// The queues of foreign messages.
     pub ingest: Vec<Ingest>,
+    /// What is told to URLs.
+    pub webhooks: WebhookParts,
     /// Bounds and durations.
     pub settings: Settings,
 }
@@ -207,6 +211,7 @@ pub(crate) struct Node {
     /// How foreign messages are read, by the names of their sources.
     mappings: BTreeMap<String, Mapping>,
     outage: outage::Outage,
+    webhooks: webhooks::Webhooks,
     /// When a claim has failed last that may have happened all the same.
     unsure: Mutex<Option<Instant>>,
     draining: AtomicBool,
@@ -301,7 +306,7 @@ impl Engine {
     /// Starts the actors. Runs can be created at once; executing them begins with
     /// [`serve`](Self::serve). Needs an actix system.
     pub async fn start(parts: Parts) -> Self {
-        let Parts { store, broker, agents, lacking, clock, metrics, ingest, settings } = parts;
+        let Parts { store, broker, agents, lacking, clock, metrics, ingest, webhooks, settings } = parts;
         let (mut mappings, mut sources) = (BTreeMap::new(), Vec::new());
         for Ingest { name, mapping, source } in ingest {
             sources.extend(source.map(|source| (name.clone(), source)));
@@ -343,6 +348,7 @@ impl Engine {
             asked: control::Asked::default(),
             mappings,
             outage: outage::Outage::default(),
+            webhooks: webhooks::Webhooks::new(webhooks),
             unsure: Mutex::default(),
             draining: AtomicBool::new(false),
         });
@@ -388,6 +394,7 @@ impl Engine {
                 actix::spawn(leases::keep(Arc::clone(node), self.life.closed.clone()));
                 actix::spawn(leases::watch(Arc::clone(node), self.life.closed.clone()));
             }
+            node.webhooks.begin(node);
             actix::spawn(recovery::sweep(Arc::clone(node), stop.clone()));
             actix::spawn(retention::keep(Arc::clone(node), stop.clone()));
             actix::spawn(dispatcher::dispatch(Arc::clone(node), Arc::clone(&self.life.room), stop.clone()));
@@ -599,6 +606,8 @@ impl Engine {
         if tokio::time::timeout(RELEASE, self.life.pumps.wait()).await.is_err() {
             tracing::warn!("some foreign messages could not be let go; they come again, and make no second run");
         }
+        // What the last runs have come to is told as far as there is time.
+        hurry.run_until_cancelled(self.node.webhooks.end()).await;
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();

@@ -185,6 +185,7 @@ fn wish(schedule: &Schedule) -> CreateRun {
         thread: None,
         on_busy: None,
         concurrency_key: None,
+        webhook: None,
         metadata: request.metadata,
         key: None,
         correlation_id: Some(schedule.id.to_string()),
@@ -292,6 +293,7 @@ async fn create(engine: &Engine, schedule: &Schedule, run: RunId) -> Result<Resu
             | CreateError::NotRetryable(_)
             | CreateError::ThreadMissing
             | CreateError::Refused(_)
+            | CreateError::NoWebhookKey(_)
             | CreateError::Missing),
         ) => Ok(Err(error)),
     }

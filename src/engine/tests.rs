@@ -85,6 +85,17 @@ fn settings() -> Settings {
     }
 }
 
+fn webhooks() -> WebhookParts {
+    WebhookParts {
+        keys: crate::webhook::Keys::missing(),
+        client: crate::webhook::Client::new(crate::webhook::guard::Guard::default(), Duration::from_secs(1)),
+        render: |_| None,
+        attempts: 1,
+        concurrency: 8,
+        keep: Duration::from_secs(3600),
+    }
+}
+
 fn wish(agent: &str) -> CreateRun {
     CreateRun {
         thread: None,
@@ -103,6 +114,7 @@ fn wish(agent: &str) -> CreateRun {
         key: None,
         concurrency_key: None,
         correlation_id: None,
+        webhook: None,
     }
 }
 
@@ -122,6 +134,7 @@ fn a_run_whose_actor_dies_goes_on_as_another_attempt_and_its_neighbours_do_not_n
             clock: Arc::new(BombClock(bomb)),
             metrics: Arc::new(Metrics::default()),
             ingest: Vec::new(),
+            webhooks: webhooks(),
             settings: settings(),
         })
         .await;
@@ -191,6 +204,7 @@ impl Cluster {
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Metrics::default()),
             ingest: Vec::new(),
+            webhooks: webhooks(),
             settings,
         };
         set(&mut parts);

@@ -405,6 +405,7 @@ pub(super) fn moved(node: &Arc<Node>, moved: Moved) {
         node.signal_cancel(run);
     }
     if !moved.events.is_empty() {
+        node.webhooks.wake_for_thread();
         announce(node, id);
     }
 }

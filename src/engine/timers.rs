@@ -204,10 +204,8 @@ impl Handler<Arm> for Timers {
     fn handle(&mut self, Arm(timer): Arm, context: &mut Self::Context) {
         // What is armed before the actor begins is found in the store.
         let Some(engine) = &self.engine else { return };
-        if timer.due <= engine.now().after(horizon(&engine.node)) {
-            if self.table.arm(timer) {
-                self.look(context);
-            }
+        if timer.due <= engine.now().after(horizon(&engine.node)) && self.table.arm(timer) {
+            self.look(context);
         }
     }
 }

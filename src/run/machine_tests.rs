@@ -29,6 +29,7 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         retry_of: None,
         concurrency_key: None,
         correlation_id: None,
+        webhook: None,
         created_at: at(1_000),
     }
 }

@@ -15,6 +15,7 @@ mod spec;
 mod status;
 mod step;
 mod time;
+mod webhook;
 
 pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
 pub use event::{Event, RetryReason};
@@ -26,6 +27,7 @@ pub use spec::{Input, Message, OnDisconnect, Role, Spec, Tenant};
 pub use status::{Reason, Status};
 pub use step::{StepKind, StepRecord};
 pub use time::Timestamp;
+pub use webhook::{Webhook, WebhookEvent};
 
 /// Tokens used, as the provider counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{RunId, ThreadId, Timestamp};
+use super::{RunId, ThreadId, Timestamp, Webhook};
 
 /// Whose run it is. Stands in every query.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub struct Spec {
     pub concurrency_key: Option<String>,
     /// Handed on from the request that created the run.
     pub correlation_id: Option<String>,
+    /// Where its news go, besides the tenant's endpoints.
+    pub webhook: Option<Webhook>,
     /// When it was accepted.
     pub created_at: Timestamp,
 }

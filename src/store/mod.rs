@@ -1,7 +1,7 @@
 //! The store keeps the truth: which runs there are, how they stand, and what their logs say.
 //!
-//! [`Store`] is the contract: [`RunStore`], [`ThreadStore`], [`ScheduleStore`], [`DeadLetterStore`], [`RetentionStore`]
-//! and [`NodeStore`] together. `sqlite`
+//! [`Store`] is the contract, of narrow ones by topic: runs, threads, schedules, dead letters, retention, nodes and
+//! webhooks. `sqlite`
 //! implements it for one process, `postgres` for many. No SQL dialect shows in the contract, and the
 //! adapters do not decide anything: every change of a run's state is the pure machine's
 //! (`crate::run`), made under the row's lock or by the run's owner.
@@ -21,6 +21,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod suite;
 mod threads;
+pub(crate) mod webhooks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,11 +43,21 @@ pub use shares::Limits;
 pub use threads::{
     Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, ThreadCreated, ThreadDeleted, ThreadStore,
 };
+pub use webhooks::{
+    Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, Redelivered, Settled,
+    Settlement, ThreadNews, WebhookStore,
+};
 
 /// All that a store keeps.
-pub trait Store: RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore {}
+pub trait Store:
+    RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore + WebhookStore
+{
+}
 
-impl<S: RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore> Store for S {}
+impl<S> Store for S where
+    S: RunStore + ThreadStore + ScheduleStore + DeadLetterStore + RetentionStore + NodeStore + WebhookStore
+{
+}
 
 /// Keeps runs, their logs, steps, timers and commands. All methods are cancellation safe: a dropped
 /// call either happened as a whole or not at all.
@@ -207,17 +218,17 @@ pub struct Agreement {
 /// Something that could not be done and waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The run's id, or one made for the message.
+    /// The run's id, the delivery's, or one made for the message.
     pub id: Uuid,
     /// When it came here.
     pub at: Timestamp,
-    /// Where it came from: `run`, or the name of the foreign queue.
+    /// Where it came from: `run`, `webhook`, or the name of the foreign queue.
     pub source: String,
     /// The run that failed.
     pub run: Option<RunId>,
     /// What a person will read.
     pub reason: String,
-    /// The message as it came; empty for a run.
+    /// The message as it came; empty for a run; for a webhook what it was about, as JSON.
     pub payload: Bytes,
 }
 

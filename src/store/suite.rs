@@ -12,6 +12,7 @@ mod reading;
 mod recovering;
 mod schedules;
 mod sharing;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub(crate) use reading::*;
 pub(crate) use recovering::*;
 pub(crate) use schedules::*;
 pub(crate) use sharing::*;
+pub(crate) use webhooks::*;
 
 /// A store of its own for each case.
 #[async_trait]
@@ -123,6 +125,18 @@ macro_rules! store_suite {
             a_tenant_has_a_bound_of_its_own
             depths_are_told_by_tenant
             limits_hold_in_any_history
+            every_end_of_a_run_is_told_once_whatever_brought_it
+            a_run_that_was_recovered_for_the_last_time_is_told
+            only_who_wants_the_news_is_told_them
+            news_of_a_thread_are_told_with_their_data
+            a_delivery_is_its_claims_until_the_lease_ends
+            a_delivery_that_failed_is_due_again_after_its_wait
+            a_delivery_that_is_given_up_leaves_a_letter_and_can_be_sent_again
+            endpoints_are_kept_changed_and_removed
+            an_endpoint_is_created_once_for_its_key_and_not_too_many
+            a_disabled_endpoint_gets_nothing_more
+            deliveries_are_listed_by_pages_and_filters
+            deliveries_go_with_their_run_and_with_time
             counts_match_a_scan_after_any_history
             a_closed_store_refuses_everything
         }

@@ -52,6 +52,7 @@ pub struct Metrics {
     tenant_runs: Family<[(&'static str, String); 2], Gauge>,
     requests: Family<[(&'static str, String); 2], Counter>,
     ingested: Family<[(&'static str, String); 2], Counter>,
+    webhooks: Family<Labels, Counter>,
 }
 
 impl Default for Metrics {
@@ -81,6 +82,7 @@ impl Default for Metrics {
             tenant_runs: Family::default(),
             requests: Family::default(),
             ingested: Family::default(),
+            webhooks: Family::default(),
         };
         metrics.register();
         metrics
@@ -115,6 +117,8 @@ impl Metrics {
         let of_tenants = self.tenant_runs.clone();
         registry.register("tenant_runs", "Runs of the tenants of the configuration, by status", of_tenants);
         registry.register("ingested", "Foreign messages, by source and what became of them", self.ingested.clone());
+        let webhooks = "Webhooks that were delivered, have failed and are tried again, or are given up";
+        registry.register("webhooks", webhooks, self.webhooks.clone());
         registry.register("http_requests", "Requests answered, by route and status", self.requests.clone());
     }
 
@@ -122,6 +126,11 @@ impl Metrics {
     pub fn ingested(&self, source: &str, outcome: &str) {
         let labels = [("source", source.to_owned()), ("outcome", outcome.to_owned())];
         self.ingested.get_or_create(&labels).inc();
+    }
+
+    /// A webhook was `delivered`, has `failed` and is tried again, or is `dead`.
+    pub fn webhook(&self, outcome: &str) {
+        self.webhooks.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }
 
     /// A run was claimed.

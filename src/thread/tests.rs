@@ -88,6 +88,7 @@ impl World {
             latest_due: None,
             retry_of: None,
             concurrency_key: None,
+            webhook: None,
             correlation_id: None,
             created_at: at(self.now),
         };

@@ -20,3 +20,4 @@ mod schedules;
 mod servers;
 mod stream;
 mod survive;
+mod webhooks;

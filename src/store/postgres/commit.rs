@@ -29,6 +29,7 @@ use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
 use super::rows::{Columns, plain};
+use super::webhooks::{News, insert_deliveries};
 use crate::run::{RunId, Status};
 use crate::store::spelling::{integer, json, step_kind_text};
 use crate::store::{Commit, Committed, StoreError};
@@ -52,8 +53,9 @@ const WRITE: &str = concat!(
      results AS (INSERT INTO runcast_results (run_id, output) SELECT id, output FROM changed \
      WHERE output IS NOT NULL), \
      armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
-     SELECT timer_due, id, 1, timer_id FROM changed WHERE timer_due IS NOT NULL) \
-     SELECT id FROM changed"
+     SELECT timer_due, id, 1, timer_id FROM changed WHERE timer_due IS NOT NULL), ",
+    insert_deliveries!("$41", "$42", "$43", "$44", "$45", "$46"),
+    " SELECT id FROM changed"
 );
 
 /// Who has the runs that were not taken.
@@ -101,8 +103,9 @@ impl Item for Decided {
 }
 
 async fn write(conn: &Conn, items: &[&Decided]) -> Result<Answers<Decided>, Failure> {
-    let mut batch = Batch::default();
+    let (mut batch, mut news) = (Batch::default(), News::default());
     for Decided { commit, .. } in items {
+        news.push(&commit.run, Status::Running, commit.segment.as_ref());
         // What was reserved beyond the last event of a run that is let go will not be used.
         let reserved = if leaves(commit) { commit.run.last_seq } else { commit.reserved_seq };
         batch.push(&commit.run, reserved, commit.number, commit.segment.as_ref());
@@ -122,6 +125,7 @@ async fn write(conn: &Conn, items: &[&Decided]) -> Result<Answers<Decided>, Fail
     let mut params = batch.params();
     params.extend(steps);
     params.extend([&running as &(dyn ToSql + Sync), &cancelled]);
+    params.extend(news.params());
 
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let written = client.query(&statement, &params);

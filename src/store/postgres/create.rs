@@ -36,11 +36,11 @@ const WRITE: &str = concat!(
     batch_arrays!(),
     ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
      $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[]) AS i(",
+     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[], $52::text[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
      on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, stride, \
-     concurrency_key) \
+     concurrency_key, webhook) \
      WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
      (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
@@ -65,8 +65,8 @@ const WRITE: &str = concat!(
      ON CONFLICT (id) DO NOTHING RETURNING id), \
      new AS MATERIALIZED (SELECT * FROM wanted WHERE id IN (SELECT id FROM runs)), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id FROM new), ",
+     on_disconnect, retry_of, correlation_id, webhook) SELECT id, input, params, metadata, ttl_at, timeout_ms, \
+     max_attempts, on_disconnect, retry_of, correlation_id, webhook FROM new), ",
     insert_log!("new"),
     ", armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
      SELECT timer_due, id, 1, timer_id FROM new WHERE timer_due IS NOT NULL \
@@ -111,13 +111,15 @@ pub(super) struct Creation {
     input: String,
     params: String,
     metadata: String,
+    webhook: Option<String>,
 }
 
 impl Creation {
     pub(super) fn new(new: NewRun) -> Result<Self, StoreError> {
         let spec = &new.run.spec;
         let (input, params, metadata) = (json(&spec.input)?, json(&spec.params)?, rows::metadata(&spec.metadata)?);
-        Ok(Self { new, input, params, metadata })
+        let webhook = spec.webhook.as_ref().map(json).transpose()?;
+        Ok(Self { new, input, params, metadata, webhook })
     }
 
     fn key(&self) -> Option<(&str, &IdempotencyKey)> {
@@ -330,7 +332,8 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     let expire: Vec<_> = items.iter().map(|item| millis(item.new.run.expires_at())).collect();
     let strides: Vec<_> = items.iter().map(|item| stride(item.new.share.weight)).collect();
     let concurrency: Vec<_> = specs().map(|spec| spec.concurrency_key.as_deref().map(plain)).collect();
-    let more: [&(dyn ToSql + Sync); 21] = [
+    let webhooks: Vec<_> = items.iter().map(|item| item.webhook.as_deref()).collect();
+    let more: [&(dyn ToSql + Sync); 22] = [
         &tenants,
         &agents,
         &versions,
@@ -352,6 +355,7 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
         &expire,
         &strides,
         &concurrency,
+        &webhooks,
     ];
     let mut params = batch.params();
     params.extend(more);

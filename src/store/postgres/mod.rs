@@ -33,6 +33,7 @@ mod threads;
 mod timers;
 mod tls;
 mod transition;
+mod webhooks;
 
 #[cfg(test)]
 mod tests;
@@ -52,9 +53,10 @@ use self::error::Failure;
 use self::lane::Lane;
 use self::link::{Link, Share};
 use super::{
-    Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Depths, Discard, Head,
-    Held, IdempotencyKey, NewRun, NodeStore, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule,
-    ScheduleCreated, ScheduleStore, StoreError, Stored, TenantDepths, TimerKey, Transition,
+    Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Delivery,
+    DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch, Head, Held, IdempotencyKey, NewRun,
+    NodeStore, Proposal, Queued, Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated,
+    ScheduleStore, Settled, StoreError, Stored, TenantDepths, ThreadNews, TimerKey, Transition, WebhookStore,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -330,5 +332,77 @@ impl DeadLetterStore for PostgresStore {
 impl NodeStore for PostgresStore {
     async fn agree(&self, proposal: &Proposal, adopt: bool) -> Result<Agreement, StoreError> {
         self.run(|conn| async move { node::agree(&conn, proposal, adopt).await }).await
+    }
+}
+
+#[async_trait]
+impl WebhookStore for PostgresStore {
+    async fn create_endpoint(
+        &self,
+        endpoint: Endpoint,
+        key: Option<IdempotencyKey>,
+        most: u64,
+    ) -> Result<EndpointCreated, StoreError> {
+        let (endpoint, key) = (&endpoint, key.as_ref());
+        self.run(|conn| async move { webhooks::create(&conn, endpoint, key, most).await }).await
+    }
+
+    async fn endpoints(&self, tenant: &Tenant, after: Option<Uuid>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
+        self.run(|conn| async move { webhooks::list(&conn, tenant, after, limit).await }).await
+    }
+
+    async fn endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<Option<Endpoint>, StoreError> {
+        self.run(|conn| async move { webhooks::get(&conn, tenant, id).await }).await
+    }
+
+    async fn patch_endpoint(
+        &self,
+        tenant: &Tenant,
+        id: Uuid,
+        patch: EndpointPatch,
+        now: Timestamp,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let patch = &patch;
+        self.run(|conn| async move { webhooks::patch(&conn, tenant, id, patch, now).await }).await
+    }
+
+    async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError> {
+        self.run(|conn| async move { webhooks::rotate(&conn, tenant, id, now).await }).await
+    }
+
+    async fn delete_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {
+        self.run(|conn| async move { webhooks::delete(&conn, tenant, id).await }).await
+    }
+
+    async fn claim_deliveries(&self, _now: Timestamp, lease: Duration, limit: usize) -> Result<Vec<Due>, StoreError> {
+        self.run(|conn| async move { webhooks::claim(&conn, lease, limit).await }).await
+    }
+
+    async fn settle_delivery(&self, settled: Settled, now: Timestamp) -> Result<bool, StoreError> {
+        let settled = &settled;
+        self.run(|conn| async move { webhooks::settle(&conn, settled, now).await }).await
+    }
+
+    async fn deliveries(
+        &self,
+        tenant: &Tenant,
+        filter: DeliveryFilter,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        let filter = &filter;
+        self.run(|conn| async move { webhooks::deliveries(&conn, tenant, filter, limit).await }).await
+    }
+
+    async fn redeliver(&self, tenant: &Tenant, id: Uuid, _now: Timestamp) -> Result<Redelivered, StoreError> {
+        self.run(|conn| async move { webhooks::redeliver(&conn, tenant, id).await }).await
+    }
+
+    async fn forget_deliveries(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        self.run(|conn| async move { webhooks::forget(&conn, before, limit).await }).await
+    }
+
+    async fn announce(&self, news: ThreadNews) -> Result<(), StoreError> {
+        let news = &news;
+        self.run(|conn| async move { webhooks::put_thread(&conn, news).await }).await
     }
 }

@@ -23,7 +23,7 @@ macro_rules! run_columns {
          r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, r.estimated, \
          r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.cancel_requested, s.input, \
          s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id, \
-         r.concurrency_key"
+         r.concurrency_key, s.webhook"
     };
 }
 pub(super) use run_columns;
@@ -90,6 +90,7 @@ impl Found {
         let on_disconnect = columns.text(on_disconnect)?;
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
         let concurrency_key = columns.take()?;
+        let webhook = columns.take::<Option<&str>>()?.map(parse).transpose()?;
         let output = if row.len() > columns.next { columns.take()? } else { None };
         let spec = Spec {
             id,
@@ -109,6 +110,7 @@ impl Found {
             retry_of,
             concurrency_key,
             correlation_id,
+            webhook,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });

@@ -71,7 +71,9 @@ pub(super) async fn delete(conn: &Conn, tenant: &Tenant, id: RunId) -> Result<De
          steps AS (DELETE FROM runcast_steps WHERE run_id = $1), \
          results AS (DELETE FROM runcast_results WHERE run_id = $1), \
          keys AS (DELETE FROM runcast_idempotency WHERE run_id = $1), \
-         letters AS (DELETE FROM runcast_dead_letters WHERE id = $1), \
+         letters AS (DELETE FROM runcast_dead_letters \
+         WHERE id = $1 OR id IN (SELECT id FROM runcast_deliveries WHERE run_id = $1)), \
+         deliveries AS (DELETE FROM runcast_deliveries WHERE run_id = $1), \
          specs AS (DELETE FROM runcast_specs WHERE run_id = $1) \
          DELETE FROM runcast_runs WHERE id = $1";
     let (client, id, tenant) = (conn.client(), id.as_uuid(), plain(tenant.as_str()));

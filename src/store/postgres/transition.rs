@@ -13,6 +13,7 @@ use super::error::Failure;
 use super::rows::{self, Found, LOAD, limit};
 use super::shares;
 use super::timers::{self, Armed, Timers};
+use super::webhooks::{News, insert_deliveries};
 use crate::run::{Command, Context, Effect, Event, Rejection, Run, RunId, Segment, Status, Tenant, Timestamp};
 use crate::store::spelling::Documents;
 use crate::store::{Changed, StoreError, Transition};
@@ -40,8 +41,9 @@ const WRITE: &str = concat!(
      USING unnest($33::bigint[], $34::uuid[], $35::bigint[], $36::bigint[]) AS d(due_at, run_id, kind, number) \
      WHERE t.due_at = d.due_at AND t.run_id = d.run_id AND t.kind = d.kind AND t.number = d.number), \
      armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
-     SELECT * FROM unnest($37::bigint[], $38::uuid[], $39::bigint[], $40::bigint[])) \
-     SELECT id FROM changed"
+     SELECT * FROM unnest($37::bigint[], $38::uuid[], $39::bigint[], $40::bigint[])), ",
+    insert_deliveries!("$41", "$42", "$43", "$44", "$45", "$46"),
+    " SELECT id FROM changed"
 );
 
 /// The runs that are running as a node's and that it does not know of.
@@ -55,9 +57,8 @@ pub(super) struct Next {
     pub(super) documents: Documents,
     reserved_seq: u64,
     commit_number: u64,
+    from: Status,
     before: Armed,
-    /// It was scheduled, and needs a rank if it is to be queued.
-    was_scheduled: bool,
     effects: Vec<Effect>,
 }
 
@@ -69,10 +70,10 @@ pub(super) fn decide(found: Found, command: &Command, now: Timestamp) -> Result<
         Err(rejection) => return Err(Box::new((found, rejection))),
     };
     let Found { mut run, commit_number, documents, .. } = found;
-    let (before, was_scheduled) = (Armed::of(&run), run.status == Status::Scheduled);
+    let (from, before) = (run.status, Armed::of(&run));
     let segment = apply(&mut run, &decision.events, context);
     let reserved_seq = run.last_seq;
-    Ok(Next { run, segment, documents, reserved_seq, commit_number, before, was_scheduled, effects: decision.effects })
+    Ok(Next { run, segment, documents, reserved_seq, commit_number, from, before, effects: decision.effects })
 }
 
 /// Applies events to a run, numbered from the context's; returns them encoded.
@@ -105,9 +106,11 @@ impl Next {
 /// its, until so many milliseconds from now; without, they are nobody's.
 pub(super) async fn write(conn: &Conn, next: &[Next], owner: Option<(&str, i64)>) -> Result<(), Failure> {
     let (mut batch, mut disarmed, mut armed) = (Batch::default(), Timers::default(), Timers::default());
+    let mut news = News::default();
     for next in next {
         batch.push(&next.run, next.reserved_seq, next.commit_number, Some(&next.segment));
         timers::follow(next.before, &next.run, &mut disarmed, &mut armed);
+        news.push(&next.run, next.from, Some(&next.segment));
     }
     let (node, lease) = (owner.map(|(node, _)| node), owner.map(|(_, lease)| lease));
     let mut params = batch.params();
@@ -119,7 +122,8 @@ pub(super) async fn write(conn: &Conn, next: &[Next], owner: Option<(&str, i64)>
         params.push(&timers.kind);
         params.push(&timers.number);
     }
-    let unranked = next.iter().filter(|next| next.was_scheduled && next.run.status == Status::Queued);
+    params.extend(news.params());
+    let unranked = next.iter().filter(|next| next.from == Status::Scheduled && next.run.status == Status::Queued);
     let unranked: Vec<Uuid> = unranked.map(|next| *next.run.spec.id.as_uuid()).collect();
     if !unranked.is_empty() {
         shares::assign(conn, &unranked).await?;

@@ -7,8 +7,8 @@ use super::rows::{Binder, state_columns};
 use super::timers::{self, Armed};
 use super::transition::forget_commands;
 use super::writer::Writer;
-use super::{dead_letters, threads};
-use crate::run::{Run, RunId, Status};
+use super::{dead_letters, threads, webhooks};
+use crate::run::{Run, RunId, Status, Timestamp};
 use crate::store::spelling::{integer, json, unsigned};
 use crate::store::{Commit, Committed, Farewell, StoreError};
 
@@ -21,6 +21,7 @@ pub(super) struct Decided {
     step: Option<NewStep>,
     output: Option<String>,
     farewell: Option<Farewell>,
+    at: Option<Timestamp>,
 }
 
 /// Whose a run is, as far as a commit is concerned.
@@ -36,6 +37,7 @@ enum Owner {
 impl Decided {
     pub(super) fn new(commit: Commit) -> Result<Self, StoreError> {
         Ok(Self {
+            at: webhooks::recorded(commit.segment.as_ref()),
             segment: commit.segment.as_ref().map(NewSegment::new),
             step: commit.step.map(NewStep::new).transpose()?,
             output: commit.run.output.as_ref().map(json).transpose()?,
@@ -88,6 +90,7 @@ impl Decided {
                 forget_commands(conn, id)?;
                 dead_letters::bury_failed(conn, &self.run)?;
             }
+            webhooks::put(conn, &self.run, Status::Running, self.at)?;
             // One that goes back to the queue keeps its rank, which its lane has gone beyond.
             writer.moved(&self.run.spec, Some(Status::Running), self.run.status, 0);
         }

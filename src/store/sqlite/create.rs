@@ -108,7 +108,7 @@ impl Creation {
         let spec = &self.run.spec;
         conn.prepare_cached(
             "INSERT INTO specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, on_disconnect, \
-             retry_of, correlation_id, latest_due) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             retry_of, correlation_id, latest_due, webhook) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             spec.id.as_bytes(),
@@ -121,7 +121,8 @@ impl Creation {
             on_disconnect_text(spec.on_disconnect),
             spec.retry_of.as_ref().map(RunId::as_bytes),
             spec.correlation_id,
-            spec.latest_due.map(Timestamp::as_millis)
+            spec.latest_due.map(Timestamp::as_millis),
+            spec.webhook.as_ref().map(json).transpose()?
         ])?;
         Ok(())
     }

@@ -24,6 +24,7 @@ mod shares;
 mod threads;
 mod timers;
 mod transition;
+mod webhooks;
 mod writer;
 
 #[cfg(test)]
@@ -52,9 +53,10 @@ use self::shares::Shares;
 use self::writer::{Counts, Writer};
 use super::{
     Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
-    DeadLetterStore, Deleted, Depths, Discard, HandOff, Head, Held, IdempotencyKey, Moved, NewRun, NewThread,
-    NodeStore, Patch, Proposal, Queued, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore,
-    StoreError, Stored, TenantDepths, ThreadCreated, ThreadDeleted, ThreadStore, TimerKey, Transition,
+    DeadLetterStore, Deleted, Delivery, DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch,
+    HandOff, Head, Held, IdempotencyKey, Moved, NewRun, NewThread, NodeStore, Patch, Proposal, Queued, Redelivered,
+    RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore, Settled, StoreError, Stored,
+    TenantDepths, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, Transition, WebhookStore,
 };
 use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
 use crate::thread::{Event, Thread, ThreadMessage};
@@ -126,6 +128,7 @@ impl SqliteStore {
         create_directory(&path)?;
         let lock = FileLock::acquire(&path)?;
         let conn = schema::open_writer(&path, synchronous)?;
+        webhooks::reopen(&conn)?;
         let (counted, orphans, shares) = (runs::count(&conn)?, runs::running(&conn)?, Shares::read(&conn)?);
         let connections = (0..readers.max(1)).map(|_| schema::open_reader(&path)).collect::<Result<_, _>>()?;
         let readers = Readers::start(connections, READS)?;
@@ -471,5 +474,82 @@ impl NodeStore for SqliteStore {
     async fn agree(&self, proposal: &Proposal, adopt: bool) -> Result<Agreement, StoreError> {
         let proposal = proposal.clone();
         self.writes.call(move |writer| node::agree(writer.conn(), &proposal, adopt)).await
+    }
+}
+
+#[async_trait]
+impl WebhookStore for SqliteStore {
+    async fn create_endpoint(
+        &self,
+        endpoint: Endpoint,
+        key: Option<IdempotencyKey>,
+        most: u64,
+    ) -> Result<EndpointCreated, StoreError> {
+        self.writes.call(move |writer| webhooks::create(writer.conn(), &endpoint, key.as_ref(), most)).await
+    }
+
+    async fn endpoints(&self, tenant: &Tenant, after: Option<Uuid>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
+        let tenant = tenant.clone();
+        self.reads.call(move |conn| webhooks::list(conn, &tenant, after, limit)).await
+    }
+
+    async fn endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<Option<Endpoint>, StoreError> {
+        let tenant = tenant.clone();
+        self.reads.call(move |conn| webhooks::get(conn, &tenant, id)).await
+    }
+
+    async fn patch_endpoint(
+        &self,
+        tenant: &Tenant,
+        id: Uuid,
+        patch: EndpointPatch,
+        now: Timestamp,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| webhooks::patch(writer.conn(), &tenant, id, &patch, now)).await
+    }
+
+    async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| webhooks::rotate(writer.conn(), &tenant, id, now)).await
+    }
+
+    async fn delete_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| webhooks::delete(writer.conn(), &tenant, id)).await
+    }
+
+    async fn claim_deliveries(&self, now: Timestamp, lease: Duration, limit: usize) -> Result<Vec<Due>, StoreError> {
+        if !self.reads.call(move |conn| webhooks::is_due(conn, now)).await? {
+            return Ok(Vec::new());
+        }
+        self.writes.call(move |writer| webhooks::claim(writer.conn(), now, lease, limit)).await
+    }
+
+    async fn settle_delivery(&self, settled: Settled, now: Timestamp) -> Result<bool, StoreError> {
+        self.writes.call(move |writer| webhooks::settle(writer.conn(), &settled, now)).await
+    }
+
+    async fn deliveries(
+        &self,
+        tenant: &Tenant,
+        filter: DeliveryFilter,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        let tenant = tenant.clone();
+        self.reads.call(move |conn| webhooks::deliveries(conn, &tenant, &filter, limit)).await
+    }
+
+    async fn redeliver(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Redelivered, StoreError> {
+        let tenant = tenant.clone();
+        self.writes.call(move |writer| webhooks::redeliver(writer.conn(), &tenant, id, now)).await
+    }
+
+    async fn forget_deliveries(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        self.writes.call(move |writer| webhooks::forget(writer.conn(), before, limit)).await
+    }
+
+    async fn announce(&self, news: ThreadNews) -> Result<(), StoreError> {
+        self.writes.call(move |writer| webhooks::put_thread(writer.conn(), &news)).await
     }
 }

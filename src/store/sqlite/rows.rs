@@ -29,7 +29,7 @@ const LOAD: &str = "SELECT r.id, r.tenant, r.agent, r.agent_version, r.priority,
     r.attempt_started_at, r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, \
     r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, \
     s.input, s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, \
-    s.correlation_id, r.thread_id, s.latest_due, r.concurrency_key, r.rank, r.stride, \
+    s.correlation_id, r.thread_id, s.latest_due, r.concurrency_key, r.rank, r.stride, s.webhook, \
     CASE r.status WHEN 'completed' THEN (SELECT output FROM results WHERE run_id = r.id) END, \
     CASE r.status WHEN 'running' THEN EXISTS (SELECT 1 FROM commands WHERE run_id = r.id) ELSE 0 END \
     FROM runs r CROSS JOIN specs s ON s.run_id = r.id WHERE r.id = ?";
@@ -77,6 +77,7 @@ impl Found {
         let latest_due = columns.optional_time()?;
         let concurrency_key = columns.take()?;
         let place = Place { rank: columns.take()?, stride: columns.take()? };
+        let webhook = columns.take::<Option<String>>()?.as_deref().map(parse).transpose()?;
         let (output, cancel_requested) = (columns.take()?, columns.take()?);
         let spec = Spec {
             id,
@@ -96,6 +97,7 @@ impl Found {
             retry_of,
             concurrency_key,
             correlation_id,
+            webhook,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });

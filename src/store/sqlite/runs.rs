@@ -6,6 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
 use super::rows::{Found, load, run_id};
+use super::webhooks;
 use super::writer::COUNTED;
 use crate::run::{Reason, RunId, Status, Tenant};
 use crate::store::spelling::unsigned;
@@ -120,6 +121,7 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<De
 
 /// Removes a run that has ended, with all that belongs to it.
 pub(super) fn remove(conn: &Connection, id: RunId) -> Result<(), StoreError> {
+    webhooks::forget_run(conn, id)?;
     // It has no timers.
     for sql in [
         "DELETE FROM segments WHERE run_id = ?",

@@ -14,12 +14,12 @@ use super::rows::{Found as FoundRun, load, run_id};
 use super::shares::Place;
 use super::timers::{self, Armed};
 use super::writer::Writer;
-use super::{runs, transition};
+use super::{runs, transition, webhooks};
 use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
 use crate::store::spelling::{integer, json, parse, role, role_text, unreadable, unsigned};
 use crate::store::{
     Admission, Admitted, Conversation, Farewell, Followed, HandOff, Moved, NewRun, NewThread, Patch, Share, StoreError,
-    ThreadCreated, ThreadDeleted, TimerKey, TimerKind,
+    ThreadCreated, ThreadDeleted, ThreadNews, TimerKey, TimerKind,
 };
 use crate::thread::{
     Change, Event, EventKind, FollowUp, Found, HandedOff, Happened, Occasion, Open, Progress, Thread, ThreadMessage,
@@ -278,6 +278,9 @@ fn write(
             event.happened.run().as_ref().map(RunId::as_bytes),
             event.happened.text()
         ])?;
+        if let Some(news) = ThreadNews::of(&change.thread, event) {
+            webhooks::put_thread(conn, &news)?;
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::log::{self, NewSegment, NewStep};
 use super::rows::{Binder, Found, load, run_id, state_columns};
 use super::shares::Place;
 use super::timers::{self, Armed};
+use super::webhooks;
 use super::writer::Writer;
 use super::{dead_letters, threads};
 use crate::run::{Command, Context, Event, Rejection, Run, RunId, Segment, Status, StepRecord, Tenant, Timestamp};
@@ -182,6 +183,7 @@ pub(super) fn write(
         forget_commands(conn, id)?;
         dead_letters::bury_failed(conn, run)?;
     }
+    webhooks::put(conn, run, from, webhooks::recorded(Some(segment)))?;
     writer.moved(&run.spec, Some(from), run.status, place.rank);
     Ok(())
 }

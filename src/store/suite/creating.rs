@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::Harness;
 use super::kit::*;
-use crate::run::{Input, Message, OnDisconnect, Role, Spec, Status, Tenant, Timestamp};
+use crate::run::{Input, Message, OnDisconnect, Role, Spec, Status, Tenant, Timestamp, Webhook, WebhookEvent};
 use crate::store::{Created, IdempotencyKey, NewRun, RunStore, StoreError, TimerKey, TimerKind};
 
 /// A specification that leaves nothing at its default.
@@ -25,6 +25,7 @@ fn rich(number: u64) -> Spec {
         retry_of: Some(id(77)),
         concurrency_key: Some("key-1".into()),
         correlation_id: Some("corr-1".into()),
+        webhook: Some(Webhook { url: "https://h.example/é?a=\"b\"".into(), events: vec![WebhookEvent::RunWaiting] }),
         created_at: Timestamp::from_millis(1_000_001),
         ..spec(number)
     }

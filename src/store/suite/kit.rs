@@ -60,6 +60,7 @@ pub(crate) fn spec(number: u64) -> Spec {
         retry_of: None,
         concurrency_key: None,
         correlation_id: None,
+        webhook: None,
         created_at: now(),
     }
 }
