@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{node, object, problem, queues, runs};
+use super::{node, object, problem, queues, runs, threads};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,17 @@ use super::{node, object, problem, queues, runs};
         runs::wait,
         runs::cancel,
         runs::retry,
+        runs::resume,
+        threads::create,
+        threads::list,
+        threads::get,
+        threads::patch,
+        threads::delete,
+        threads::send,
+        threads::messages,
+        threads::hand_off,
+        threads::release,
+        threads::stream,
         queues::depths,
         queues::list,
         queues::get,

@@ -24,6 +24,7 @@ mod peers;
 mod recovery;
 mod run_actor;
 mod supervisor;
+mod thread_stream;
 mod threads;
 mod timers;
 
@@ -55,6 +56,8 @@ pub use create::{CreateError, CreateRun, Key, Start};
 pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
+pub(crate) use threads::LONGEST_WAIT;
+pub use thread_stream::{WatchFrom, WatchThreadError};
 pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 
 pub use peers::{Fingerprint, NodeCard, Offer};
@@ -211,6 +214,8 @@ pub struct Engine {
 struct Life {
     phase: AtomicU8,
     stop: CancellationToken,
+    /// No stream is shown any more.
+    cut: CancellationToken,
     closed: CancellationToken,
     room: Arc<Semaphore>,
     arbiters: Vec<Arbiter>,
@@ -327,6 +332,7 @@ impl Engine {
         let life = Life {
             phase: AtomicU8::new(RECOVERING),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
             closed: CancellationToken::new(),
             room,
             arbiters,
@@ -564,6 +570,7 @@ impl Engine {
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();
+        self.life.cut.cancel();
     }
 
     /// Closes broker and store, when nobody asks any more.

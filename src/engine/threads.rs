@@ -25,8 +25,8 @@ use crate::thread::{Ask, Event, How, Newcomer, Occasion, OnBusy, Quiet, Refusal,
 /// The longest quiet period, and the longest that a debounced message waits.
 const LONGEST_DEBOUNCE: Duration = Duration::from_secs(24 * 3600);
 
-/// A message that finds its run after so many more: the longest wait of a debounce that names none.
-const LONGEST_WAIT: u32 = 10;
+/// A message waits no longer than so many quiet periods: the longest wait of a debounce that names none.
+pub(crate) const LONGEST_WAIT: u32 = 10;
 
 /// The largest state document of a thread, in bytes of JSON.
 const MAX_STATE: usize = 256 * 1024;

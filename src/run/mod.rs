@@ -17,6 +17,7 @@ mod step;
 mod time;
 
 pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
+pub(crate) use event::is_final_kind;
 pub use event::{Event, RetryReason};
 pub use id::{RunId, ThreadId};
 pub use machine::{Begin, Changed, Context, Decision, Run, Timer};

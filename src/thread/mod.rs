@@ -14,9 +14,11 @@ mod admit;
 mod change;
 mod follow_up;
 pub mod hours;
+mod position;
 mod state;
 
 pub use admit::{Ask, Newcomer, Occasion, OnBusy, Quiet, Refusal};
 pub use change::{Change, Found, How, Open};
 pub use follow_up::{FollowUp, FollowUpRule, Progress};
+pub use position::{MOST_OPEN, NoPosition, Position};
 pub use state::{Event, EventKind, HandedOff, Happened, Thread, ThreadMessage};
