@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::agent::providers::Pieces;
-    use crate::agent::{Agents, Push, Sink, Stopped};
+    use crate::agent::{Agents, Conversation, Push, Sink, Stopped};
     use crate::run::{Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
 
     /// Says the same to everyone, and keeps what it was asked.
@@ -239,6 +239,7 @@ mod tests {
     struct Seen {
         events: Mutex<Vec<Event>>,
         steps: Mutex<Vec<StepRecord>>,
+        steers: Mutex<Vec<Message>>,
     }
 
     impl Sink for Seen {
@@ -254,6 +255,10 @@ mod tests {
         fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
             self.steps.lock().push(record);
             Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn take_steers(&self, _: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
+            Box::pin(std::future::ready(Ok(self.steers.lock().drain(..).collect())))
         }
     }
 
@@ -364,6 +369,53 @@ mod tests {
         let answer = agent(provider.clone()).run(context).await.unwrap();
         assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
         assert!(provider.asked.lock().is_empty() && seen.events.lock().is_empty() && seen.steps.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_history_goes_before_the_input_and_what_is_handed_over_is_another_call() {
+        let provider = fake([text("Hello")]);
+        let (context, seen) = context(Input::Text("Hi".to_owned()), json!({}), Vec::new());
+        let history = vec![message(Role::User, "before"), message(Role::Assistant, "yes")];
+        let context = context.in_conversation(Conversation { history: history.clone(), steers: Vec::new() });
+        seen.steers.lock().extend([message(Role::User, "louder"), message(Role::User, "please")]);
+        let answer = agent(provider.clone()).run(context).await.unwrap();
+        assert_eq!(answer.output, json!("Hello"));
+        let asked = provider.asked.lock().clone();
+        let mut talk = vec![message(Role::System, "Be brief."), history[0].clone(), history[1].clone()];
+        talk.push(message(Role::User, "Hi"));
+        assert_eq!(asked[0].messages, talk);
+        talk.extend([message(Role::Assistant, "Hello"), message(Role::User, "louder"), message(Role::User, "please")]);
+        assert_eq!(asked[1].messages, talk);
+        assert_eq!(asked.len(), 2);
+        let steps: Vec<_> = seen.steps.lock().iter().map(|step| step.step).collect();
+        assert_eq!(steps, [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_after_a_kept_step_is_answered_from_there() {
+        let step = |step, text: &str| StepRecord {
+            step,
+            kind: StepKind::Model,
+            name: "fake/small/v1".to_owned(),
+            result: json!({"text": text, "finish_reason": "stop"}),
+            usage: Usage::default(),
+        };
+        let taken = vec![(1, message(Role::User, "louder"))];
+        for (kept, calls, output) in
+            [(vec![step(1, "one")], 1, "Hello"), (vec![step(1, "one"), step(2, "TWO")], 0, "TWO")]
+        {
+            let provider = fake([text("Hello")]);
+            let (context, _) = context(Input::Text("Hi".to_owned()), json!({}), kept);
+            let conversation = Conversation { history: Vec::new(), steers: taken.clone() };
+            let answer = agent(provider.clone()).run(context.in_conversation(conversation)).await.unwrap();
+            assert_eq!(answer.output, json!(output));
+            let asked = provider.asked.lock();
+            assert_eq!(asked.len(), calls);
+            for chat in asked.iter() {
+                let rest = [message(Role::User, "Hi"), message(Role::Assistant, "one"), message(Role::User, "louder")];
+                assert_eq!(chat.messages[1..], rest);
+            }
+        }
     }
 
     #[tokio::test]

@@ -256,3 +256,7 @@ fn fault(fault: Fault, number: u64) -> AgentError {
         Fault::Panic => panic!("{message}"),
     }
 }
+
+#[cfg(test)]
+#[path = "scripted_tests.rs"]
+mod tests;

@@ -7,9 +7,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{
-    CreateError, RequeueError, ResumeError, RunRequestError, ThreadRequestError, WatchThreadError,
-};
+use crate::engine::{CreateError, RequeueError, ResumeError, RunRequestError, ThreadRequestError, WatchThreadError};
 use crate::store::StoreError;
 use crate::thread::Refusal;
 

@@ -289,7 +289,9 @@ fn plain(value: DeValue<'_>) -> Value {
         DeValue::Array(items) => Value::Array(items.into_iter().map(|item| plain(item.into_inner())).collect()),
         DeValue::Table(table) => {
             let entries = table.into_iter();
-            Value::Table(entries.map(|(name, value)| (name.into_inner().into_owned(), plain(value.into_inner()))).collect())
+            Value::Table(
+                entries.map(|(name, value)| (name.into_inner().into_owned(), plain(value.into_inner()))).collect(),
+            )
         }
     }
 }

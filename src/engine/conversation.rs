@@ -73,7 +73,7 @@ pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, reason: Strin
 
 /// What earlier attempts of the run have said that is not void. Waits for a store that is away.
 pub(super) async fn said_before(node: &Arc<Node>, run: &Run) -> Result<Said, StoreError> {
-    let (mut spoken, mut after, mut failures) = (Vec::new(), 0, 0);
+    let (mut spoken, mut bytes, mut after, mut failures) = (Vec::new(), 0, 0, 0);
     while run.attempt > 1 {
         let segments = match node.store.segments(run.spec.id, after, READ_BYTES).await {
             Ok(segments) => segments,
@@ -85,10 +85,15 @@ pub(super) async fn said_before(node: &Arc<Node>, run: &Run) -> Result<Said, Sto
             }
             Err(error) => return Err(error),
         };
-        for event in segments.iter().flat_map(Segment::events) {
-            after = after.max(event.seq);
+        // The first segment may begin before what was read already.
+        let seen = after;
+        for event in segments.iter().flat_map(Segment::events).filter(|event| event.seq > seen) {
+            after = event.seq;
             match event.kind {
-                "message.delta" | "message.completed" => spoken.push((event.seq, recorded(event.kind, event.data))),
+                "message.delta" | "message.completed" if bytes <= MOST_SAID * 2 => {
+                    bytes += event.data.len();
+                    spoken.push((event.seq, recorded(event.kind, event.data)));
+                }
                 "run.retrying" => {
                     let data: Value = serde_json::from_str(event.data).unwrap_or_default();
                     let void_after = data["void_after"].as_u64().unwrap_or(u64::MAX);

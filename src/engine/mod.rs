@@ -56,8 +56,8 @@ pub use create::{CreateError, CreateRun, Key, Start};
 pub use dead_letters::RequeueError;
 pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
-pub(crate) use threads::LONGEST_WAIT;
 pub use thread_stream::{WatchFrom, WatchThreadError};
+pub(crate) use threads::LONGEST_WAIT;
 pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 
 pub use peers::{Fingerprint, NodeCard, Offer};

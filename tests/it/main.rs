@@ -17,3 +17,4 @@ mod refuse;
 mod servers;
 mod stream;
 mod survive;
+mod threads;
