@@ -21,11 +21,11 @@ struct Seen {
 impl Seen {
     fn said(&self) -> String {
         let events = self.events.lock();
-        let texts = events.iter().filter_map(|event| match event {
-            Event::MessageDelta { text } => Some(text.as_str()),
+        let text = |event: &Event| match event.kind() {
+            "message.delta" => serde_json::to_value(event).unwrap()["text"].as_str().map(str::to_owned),
             _ => None,
-        });
-        texts.collect()
+        };
+        events.iter().filter_map(text).collect()
     }
 }
 

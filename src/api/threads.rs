@@ -44,14 +44,12 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
     Query::of(&request).end("none")?;
     let (body, raw) = json::<CreateThreadBody>(&request, payload, state.settings.max_body).await?;
     let key = idempotency_key(&request, "POST /v1/threads", &raw)?;
-    let keyed = key.is_some() && body.id.is_none();
+    let keyed = key.is_some();
     let CreateThreadBody { id, metadata, state: document } = body;
     let wish = CreateThread { tenant: caller(&request), id, metadata, state: document, key };
-    let (thread, existing) = engine.create_thread(wish).await.map_err(|error| match error {
-        ThreadRequestError::Taken if keyed => {
-            Problem::new(Code::IdempotencyKeyReused, "the idempotency key was used before, with another body")
-        }
-        other => other.into(),
+    let (thread, existing) = engine.create_thread(wish).await.map_err(|error| {
+        let reused = keyed && matches!(error, ThreadRequestError::Taken);
+        if reused { Problem::new(Code::IdempotencyKeyReused, error.to_string()) } else { error.into() }
     })?;
     let mut response = if existing { HttpResponse::Ok() } else { HttpResponse::Created() };
     let location = format!("{}/{}", beside(&request, "/v1/threads"), thread.id);

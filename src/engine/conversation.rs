@@ -74,7 +74,10 @@ pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, reason: Strin
 /// What earlier attempts of the run have said that is not void. Waits for a store that is away.
 pub(super) async fn said_before(node: &Arc<Node>, run: &Run) -> Result<Said, StoreError> {
     let (mut spoken, mut bytes, mut after, mut failures) = (Vec::new(), 0, 0, 0);
-    while run.attempt > 1 {
+    if run.attempt == 1 {
+        return Ok(Said::default());
+    }
+    loop {
         let segments = match node.store.segments(run.spec.id, after, READ_BYTES).await {
             Ok(segments) => segments,
             Err(error) if error.is_transient() => {

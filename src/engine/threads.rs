@@ -226,7 +226,11 @@ impl Engine {
                 };
                 Ok(Sent { message, run, how: Some(how) })
             }
-            _ => Err(CreateError::Missing),
+            Admitted::Existing { .. }
+            | Admitted::KeyReused
+            | Admitted::TooManyWaiting
+            | Admitted::Missing
+            | Admitted::Refused(_) => Err(CreateError::Missing),
         }
     }
 
@@ -252,7 +256,11 @@ impl Engine {
                 let reserved_seq = run.last_seq;
                 Ok((Stored { run, reserved_seq, cancel_requested: false }, false))
             }
-            _ => Err(CreateError::Missing),
+            Admitted::Existing { .. }
+            | Admitted::KeyReused
+            | Admitted::TooManyWaiting
+            | Admitted::Missing
+            | Admitted::Refused(_) => Err(CreateError::Missing),
         }
     }
 
@@ -344,9 +352,11 @@ impl Engine {
         state: Option<&Map<String, Value>>,
     ) -> Result<(), ThreadRequestError> {
         if let Some(metadata) = metadata {
-            check_metadata(metadata, self.node.settings.max_metadata_entries).map_err(|error| match error {
-                CreateError::Invalid { field, message } => ThreadRequestError::Invalid { field, message },
-                other => invalid_thread("metadata", other.to_string()),
+            check_metadata(metadata, self.node.settings.max_metadata_entries).map_err(|error| {
+                if let CreateError::Invalid { field, message } = error {
+                    return ThreadRequestError::Invalid { field, message };
+                }
+                invalid_thread("metadata", error.to_string())
             })?;
         }
         let bytes = state.map_or(0, |state| serde_json::to_string(state).map_or(usize::MAX, |text| text.len()));

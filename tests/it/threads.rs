@@ -74,7 +74,7 @@ async fn messages(node: &Node, thread: &str) -> Vec<(String, String)> {
     }
 }
 
-fn words<'a>(messages: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn words(messages: &[(String, String)]) -> Vec<(&str, &str)> {
     messages.iter().map(|(role, content)| (role.as_str(), content.as_str())).collect()
 }
 
@@ -429,6 +429,22 @@ async fn a_run_waits_for_a_person_through_a_kill_and_hears_one_answer() {
     assert_eq!(words(&messages(&node, &thread).await), [("user", "one two three"), ("assistant", "one two three")]);
     let late = node.post_json(&resume, &json!({"wait_id": wait["wait_id"], "input": 1})).await;
     late.assert_problem(409, "run_not_waiting");
+}
+
+#[tokio::test]
+async fn what_a_run_said_before_it_asked_is_kept_when_it_is_interrupted_afterwards() {
+    let node = Node::start("").await;
+    let thread = thread(&node).await;
+    let params = json!({"params": {"ask_at": 2, "hang_at": 3}});
+    let run = id_of(&say(&node, &thread, "one two three", params).await["run"]);
+    let waiting = node.until(&run, &["waiting"]).await;
+    let answer = json!({"wait_id": waiting["wait"]["wait_id"], "input": null});
+    assert_eq!(node.post_json(&format!("/v1/runs/{run}/resume"), &answer).await.status, 200);
+    node.until_said(&run, 2).await;
+    let next = id_of(&say(&node, &thread, "x", json!({"on_busy": "interrupt"})).await["run"]);
+    assert_eq!(node.wait_final(&next).await["output"], "x");
+    let expected = [("user", "one two three"), ("user", "x"), ("assistant", "one two "), ("assistant", "x")];
+    assert_eq!(words(&messages(&node, &thread).await), expected);
 }
 
 #[tokio::test]
