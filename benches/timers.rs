@@ -143,7 +143,7 @@ async fn durably(count: usize) {
 }
 
 async fn each<F: Future<Output = ()>>(ids: &[RunId], mut work: impl FnMut(RunId) -> F) {
-    stream::iter(ids.iter().copied()).map(|id| work(id)).buffer_unordered(CALLERS).collect::<()>().await;
+    stream::iter(ids.iter().copied()).map(&mut work).buffer_unordered(CALLERS).collect::<()>().await;
 }
 
 fn wish(start: Start) -> CreateRun {

@@ -21,17 +21,19 @@ use crate::agent::model::{ModelAgent, ModelAgentOptions};
 use crate::agent::providers::Provider;
 use crate::agent::providers::openai::{InvalidProvider, OpenAi, OpenAiOptions};
 use crate::agent::scripted::ScriptedAgent;
-use crate::agent::{Agent, AgentCard, Agents};
+use crate::agent::{Agent, AgentCard, Agents, Manners};
 use crate::api::{self, Access, ApiKey, ApiSettings, ApiState, ModelCard};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, AgentKind, Config, Protocol, StoreUrl};
 use crate::engine::{
-    AgentLimits, Engine, FeedSettings, Ingest, Parts, Retention, Role, Settings, Sharing, TenantShare, WebhookParts,
+    AgentLimits, Engine, FeedSettings, Ingest, LONGEST_WAIT, Parts, Retention, Role, Settings, Sharing, TenantShare,
+    WebhookParts,
 };
 use crate::ingest::Mapping;
 use crate::run::{Backoff, Tenant};
 use crate::store::{Proposal, Store, StoreError};
 use crate::telemetry::Metrics;
+use crate::thread::{FollowUpRule, Quiet};
 use crate::webhook::guard::Guard;
 use crate::webhook::{Client, Keys};
 
@@ -368,6 +370,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
                     description: agent.description.clone(),
                     timeout: agent.timeout,
                     max_attempts: agent.max_attempts,
+                    manners: manners(agent),
                     ..card
                 }))
             }
@@ -381,6 +384,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
                 options.max_tokens = agent.max_tokens;
                 options.timeout = agent.timeout;
                 options.max_attempts = agent.max_attempts;
+                options.manners = manners(agent);
                 Arc::new(ModelAgent::new(options, provider))
             }
             (AgentKind::Model, None) => return Err(format!("agent {name}: agents of kind model need a model")),
@@ -391,6 +395,24 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
         agents.register(agent)?;
     }
     Ok(agents)
+}
+
+/// How a configured agent converses.
+fn manners(agent: &config::Agent) -> Manners {
+    let quiet = |quiet: Duration| Quiet { quiet, longest: agent.debounce_max.unwrap_or(quiet * LONGEST_WAIT) };
+    let rule = |follow_up: &config::FollowUp| FollowUpRule {
+        after: follow_up.after,
+        instruction: follow_up.instruction.clone(),
+        times: follow_up.times,
+        hours: None,
+    };
+    Manners {
+        debounce: agent.debounce.map(quiet),
+        on_busy: agent.on_busy,
+        follow_ups: agent.follow_ups.iter().map(rule).collect(),
+        history_messages: agent.history_messages,
+        history_tokens: agent.history_tokens,
+    }
 }
 
 /// The queues of foreign messages. They are taken in by nodes that execute runs; all others can read them again.

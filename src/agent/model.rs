@@ -9,11 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::providers::{Chat, Piece, Provider};
-use super::{Agent, AgentCard, AgentError, Answer, RunContext};
-use crate::run::{Input, Message, Role, StepKind, StepRecord, Usage};
-
-/// The number of the one step there is.
-const STEP: u32 = 1;
+use super::{Agent, AgentCard, AgentError, Answer, Manners, RunContext};
+use crate::run::{Message, Role, StepKind, Usage};
 
 /// What a [`ModelAgent`] is made of.
 #[derive(Debug, Clone)]
@@ -36,6 +33,8 @@ pub struct ModelAgentOptions {
     pub timeout: Option<Duration>,
     /// See [`AgentCard::max_attempts`].
     pub max_attempts: Option<u32>,
+    /// See [`AgentCard::manners`].
+    pub manners: Manners,
 }
 
 impl ModelAgentOptions {
@@ -51,6 +50,7 @@ impl ModelAgentOptions {
             max_tokens: None,
             timeout: None,
             max_attempts: None,
+            manners: Manners::default(),
         }
     }
 }
@@ -80,27 +80,28 @@ impl ModelAgent {
         format!("{}/{}", self.provider.name(), self.options.model)
     }
 
-    fn chat(&self, context: &RunContext) -> Result<Chat, AgentError> {
-        let params: Params = serde_json::from_value(Value::Object(context.spec().params.clone()))
-            .map_err(|error| AgentError::permanent("invalid_params", error.to_string()))?;
-        let system = self.options.system.iter().map(|system| Message { role: Role::System, content: system.clone() });
-        let said = match context.input() {
-            Input::Text(text) => vec![Message { role: Role::User, content: text.clone() }],
-            Input::Messages(messages) => messages.clone(),
-        };
-        Ok(Chat {
-            model: self.options.model.clone(),
-            messages: system.chain(said).collect(),
-            temperature: params.temperature.or(self.options.temperature),
-            max_tokens: params.max_tokens.map(|number| number as u32).or(self.options.max_tokens),
-        })
+    fn params(&self, context: &RunContext) -> Result<Params, AgentError> {
+        serde_json::from_value(Value::Object(context.spec().params.clone()))
+            .map_err(|error| AgentError::permanent("invalid_params", error.to_string()))
     }
 
-    /// Makes the model call and keeps it as the run's step.
-    async fn call(&self, context: &RunContext) -> Result<Value, AgentError> {
-        let chat = self.chat(context)?;
-        let asked: usize = chat.messages.iter().map(|message| message.content.len()).sum();
-        context.step_started(STEP, StepKind::Model, self.model()).await?;
+    /// What the first model call is given: the instructions, what was said before in the thread, and the input.
+    fn opening(&self, context: &RunContext) -> Vec<Message> {
+        let system = self.options.system.iter().map(|system| Message { role: Role::System, content: system.clone() });
+        system.chain(context.history().iter().cloned()).chain(context.input().clone().into_messages()).collect()
+    }
+
+    /// Makes the model call and keeps it as step number `step`.
+    async fn call(&self, context: &RunContext, step: u32, messages: Vec<Message>) -> Result<Value, AgentError> {
+        let params = self.params(context)?;
+        let asked: usize = messages.iter().map(|message| message.content.len()).sum();
+        let chat = Chat {
+            model: self.options.model.clone(),
+            messages,
+            temperature: params.temperature.or(self.options.temperature),
+            max_tokens: params.max_tokens.map(|number| number as u32).or(self.options.max_tokens),
+        };
+        context.step_started(step, StepKind::Model, self.model()).await?;
         let mut pieces = self.provider.chat(chat).await?;
         let (mut text, mut thought, mut finish, mut usage) = (String::new(), 0, None, None);
         while let Some(piece) = pieces.next().await {
@@ -120,8 +121,15 @@ impl ModelAgent {
         let usage = usage.unwrap_or_else(|| estimate(asked, text.len() + thought));
         context.message(text.as_str()).await?;
         let result = json!({"text": text, "finish_reason": finish});
-        context.step_finished(STEP, StepKind::Model, self.model(), result.clone(), usage).await?;
+        context.step_finished(step, StepKind::Model, self.model(), result.clone(), usage).await?;
         Ok(result)
+    }
+}
+
+/// Adds the answer of a model call, unless there is none: some providers refuse empty messages.
+fn answered(talk: &mut Vec<Message>, result: &Value) {
+    if let Some(text) = result.get("text").and_then(Value::as_str).filter(|text| !text.is_empty()) {
+        talk.push(Message { role: Role::Assistant, content: text.to_owned() });
     }
 }
 
@@ -151,16 +159,40 @@ impl Agent for ModelAgent {
             }),
             timeout: options.timeout,
             max_attempts: options.max_attempts,
+            manners: options.manners.clone(),
             ..AgentCard::new(&options.name, "model")
         }
     }
 
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError> {
-        // A step that an earlier attempt has finished is not made again.
-        let finished = context.finished_steps().iter().find(|record| record.step == STEP);
-        let result = match finished {
-            Some(StepRecord { result, .. }) => result.clone(),
-            None => self.call(&context).await?,
+        let mut talk = self.opening(&context);
+        let taken = |step: u32| context.taken_steers().iter().filter(move |(after, _)| *after == step);
+        let (mut step, mut result, mut open) = (0, None, true);
+        talk.extend(taken(0).map(|(_, message)| message.clone()));
+        // Steps that earlier attempts have finished are not made again; what was handed to the run goes to its place.
+        for record in context.finished_steps() {
+            step = record.step;
+            if record.kind == StepKind::Model {
+                answered(&mut talk, &record.result);
+                result = Some(record.result.clone());
+                open = false;
+            }
+            let before = talk.len();
+            talk.extend(taken(step).map(|(_, message)| message.clone()));
+            open |= talk.len() > before;
+        }
+        let result = loop {
+            if let Some(result) = result.take_if(|_| !open) {
+                let steers = context.take_steers(step).await?;
+                if steers.is_empty() {
+                    break result;
+                }
+                talk.extend(steers);
+            }
+            step += 1;
+            let made = self.call(&context, step, talk.clone()).await?;
+            answered(&mut talk, &made);
+            (result, open) = (Some(made), false);
         };
         let text = result.get("text").cloned().unwrap_or_default();
         let outcome = match result.get("finish_reason").and_then(Value::as_str) {
@@ -182,8 +214,8 @@ mod tests {
 
     use super::*;
     use crate::agent::providers::Pieces;
-    use crate::agent::{Agents, Push, Sink, Stopped};
-    use crate::run::{Event, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
+    use crate::agent::{Agents, Conversation, Push, Sink, Stopped};
+    use crate::run::{Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
 
     /// Says the same to everyone, and keeps what it was asked.
     struct Fake {
@@ -207,6 +239,7 @@ mod tests {
     struct Seen {
         events: Mutex<Vec<Event>>,
         steps: Mutex<Vec<StepRecord>>,
+        steers: Mutex<Vec<Message>>,
     }
 
     impl Sink for Seen {
@@ -222,6 +255,10 @@ mod tests {
         fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
             self.steps.lock().push(record);
             Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn take_steers(&self, _: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
+            Box::pin(std::future::ready(Ok(self.steers.lock().drain(..).collect())))
         }
     }
 
@@ -334,6 +371,53 @@ mod tests {
         let answer = agent(provider.clone()).run(context).await.unwrap();
         assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
         assert!(provider.asked.lock().is_empty() && seen.events.lock().is_empty() && seen.steps.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_history_goes_before_the_input_and_what_is_handed_over_is_another_call() {
+        let provider = fake([text("Hello")]);
+        let (context, seen) = context(Input::Text("Hi".to_owned()), json!({}), Vec::new());
+        let history = vec![message(Role::User, "before"), message(Role::Assistant, "yes")];
+        let context = context.in_conversation(Conversation { history: history.clone(), steers: Vec::new() });
+        seen.steers.lock().extend([message(Role::User, "louder"), message(Role::User, "please")]);
+        let answer = agent(provider.clone()).run(context).await.unwrap();
+        assert_eq!(answer.output, json!("Hello"));
+        let asked = provider.asked.lock().clone();
+        let mut talk = vec![message(Role::System, "Be brief."), history[0].clone(), history[1].clone()];
+        talk.push(message(Role::User, "Hi"));
+        assert_eq!(asked[0].messages, talk);
+        talk.extend([message(Role::Assistant, "Hello"), message(Role::User, "louder"), message(Role::User, "please")]);
+        assert_eq!(asked[1].messages, talk);
+        assert_eq!(asked.len(), 2);
+        let steps: Vec<_> = seen.steps.lock().iter().map(|step| step.step).collect();
+        assert_eq!(steps, [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_after_a_kept_step_is_answered_from_there() {
+        let step = |step, text: &str| StepRecord {
+            step,
+            kind: StepKind::Model,
+            name: "fake/small/v1".to_owned(),
+            result: json!({"text": text, "finish_reason": "stop"}),
+            usage: Usage::default(),
+        };
+        let taken = vec![(1, message(Role::User, "louder"))];
+        for (kept, calls, output) in
+            [(vec![step(1, "one")], 1, "Hello"), (vec![step(1, "one"), step(2, "TWO")], 0, "TWO")]
+        {
+            let provider = fake([text("Hello")]);
+            let (context, _) = context(Input::Text("Hi".to_owned()), json!({}), kept);
+            let conversation = Conversation { history: Vec::new(), steers: taken.clone() };
+            let answer = agent(provider.clone()).run(context.in_conversation(conversation)).await.unwrap();
+            assert_eq!(answer.output, json!(output));
+            let asked = provider.asked.lock();
+            assert_eq!(asked.len(), calls);
+            for chat in asked.iter() {
+                let rest = [message(Role::User, "Hi"), message(Role::Assistant, "one"), message(Role::User, "louder")];
+                assert_eq!(chat.messages[1..], rest);
+            }
+        }
     }
 
     #[tokio::test]

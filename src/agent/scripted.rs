@@ -1,6 +1,10 @@
 //! An agent that does what its params say: for demos, tests and benches. No model is behind it, and it
 //! says so.
+//!
+//! What it says is a list of tokens that follows from its input, its params and what was handed to it, so that a
+//! later attempt finds the place up to which its finished steps have said it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Agent, AgentCard, AgentError, Answer, RunContext};
-use crate::run::{StepKind, Usage};
+use crate::run::{Message, StepKind, Usage};
 
 /// The scripted agent.
 pub struct ScriptedAgent {
@@ -25,12 +29,62 @@ struct Script {
     error: Fault,
     hang_at: Option<u64>,
     step_tokens: Option<u64>,
+    ask_at: Option<u64>,
+    ask_deadline_ms: Option<u64>,
+    hand_off_at: Option<u64>,
+    say_history: bool,
 }
 
 /// The step that is being made.
 struct Step {
     number: u32,
+    tokens: u64,
     text: String,
+}
+
+impl Step {
+    fn new(number: u32) -> Self {
+        Self { number, tokens: 0, text: String::new() }
+    }
+
+    /// Keeps the step; the next one begins. The number of the finished one.
+    async fn finish(&mut self, context: &RunContext) -> Result<u32, AgentError> {
+        let next = Self::new(self.number + 1);
+        let Self { number, text, .. } = std::mem::replace(self, next);
+        context.step_finished(number, StepKind::Model, "script", text.into(), Usage::default()).await?;
+        Ok(number)
+    }
+}
+
+/// What is still to be said.
+struct Plan<'a> {
+    /// Goes first.
+    ahead: VecDeque<String>,
+    rest: Box<dyn Iterator<Item = String> + Send + 'a>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(script: &Script, history: usize, text: &'a str) -> Self {
+        let ahead = script.say_history.then(|| format!("h{history} ")).into_iter().collect();
+        let rest: Box<dyn Iterator<Item = String> + Send + 'a> = match script.tokens {
+            Some(tokens) => Box::new((1..=tokens).map(|number| format!("t{number} "))),
+            None => Box::new(text.split_inclusive(char::is_whitespace).map(str::to_owned)),
+        };
+        Self { ahead, rest }
+    }
+
+    fn next(&mut self) -> Option<String> {
+        self.ahead.pop_front().or_else(|| self.rest.next())
+    }
+
+    /// The words of a message that was handed to the run come next, after what was `said`.
+    fn hear(&mut self, message: &Message, said: &str) {
+        let before = self.ahead.back().map_or(said, String::as_str);
+        let gap = !before.is_empty() && !before.ends_with(char::is_whitespace);
+        let words = message.content.split_whitespace().enumerate();
+        let tokens = words.map(|(index, word)| format!("{}{word} ", if gap && index == 0 { " " } else { "" }));
+        self.ahead.extend(tokens);
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -67,6 +121,14 @@ impl ScriptedAgent {
                     "description": "Waits for ever instead of saying this token."},
                 "step_tokens": {"type": "integer", "minimum": 1,
                     "description": "Makes a step of so many tokens each; a later attempt does not say them again."},
+                "ask_at": {"type": "integer", "minimum": 1,
+                    "description": "Asks a person before saying this token, and goes on after the answer."},
+                "ask_deadline_ms": {"type": "integer", "minimum": 1, "maximum": 31_536_000_000_u64,
+                    "description": "How long the answer may take."},
+                "hand_off_at": {"type": "integer", "minimum": 1,
+                    "description": "Hands its thread to people before saying this token."},
+                "say_history": {"type": "boolean",
+                    "description": "First says how many messages of its thread it was shown, as `h3 `."},
             },
         });
         Self { card }
@@ -92,19 +154,41 @@ impl Agent for ScriptedAgent {
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError> {
         let script: Script = serde_json::from_value(Value::Object(context.spec().params.clone()))
             .map_err(|error| AgentError::permanent("invalid_params", error.to_string()))?;
-        let mut words = context.input().last_text().split_inclusive(char::is_whitespace);
+        let in_thread = context.spec().thread.is_some();
         let finished = context.finished_steps();
-        let mut said: String = finished.iter().filter_map(|record| record.result.as_str()).collect();
-        let first = 1 + script.step_tokens.map_or(0, |tokens| tokens * finished.len() as u64);
-        let mut step = Step { number: finished.len() as u32 + 1, text: String::new() };
-        for number in 1_u64.. {
-            let text = match script.tokens {
-                Some(tokens) if number > tokens => None,
-                Some(_) => Some(format!("t{number} ")),
-                None => words.next().map(str::to_owned),
-            };
-            if number < first && text.is_some() {
-                continue;
+        let keeps = in_thread || script.step_tokens.is_some() || script.ask_at.is_some();
+        let text = if in_thread { all_text(&context) } else { context.input().last_text().to_owned() };
+        let mut plan = Plan::new(&script, context.history().len(), &text);
+        let (mut said, mut tokens) = (String::new(), 0_u64);
+        // Up to where earlier attempts have said it.
+        hear_again(&mut plan, &context, 0, &said);
+        for record in finished {
+            let text = record.result.as_str().filter(|_| record.kind == StepKind::Model).unwrap_or_default();
+            let until = said.len() + text.len();
+            while said.len() < until {
+                let Some(token) = plan.next() else { break };
+                said.push_str(&token);
+                tokens += 1;
+            }
+            hear_again(&mut plan, &context, record.step, &said);
+        }
+        let answer = finished.iter().rfind(|record| record.kind == StepKind::Ask);
+        if let Some(answer) = answer.filter(|answer| finished.last() == Some(answer)) {
+            context.custom("answer", answer.result.get("input").cloned().unwrap_or_default()).await?;
+        }
+        let mut step = Step::new(finished.last().map_or(0, |record| record.step) + 1);
+        loop {
+            let token = plan.next();
+            let number = tokens + 1;
+            if script.hand_off_at == Some(number) {
+                context.hand_off("the script hands off").await?;
+            }
+            if script.ask_at == Some(number) && answer.is_none() {
+                if !step.text.is_empty() {
+                    step.finish(&context).await?;
+                }
+                let question = json!({"question": format!("May the script say token {number}?")});
+                return Err(context.ask(question, script.ask_deadline_ms.map(Duration::from_millis)));
             }
             if script.hang_at == Some(number) {
                 std::future::pending::<()>().await;
@@ -112,26 +196,55 @@ impl Agent for ScriptedAgent {
             if script.fail_at == Some(number) {
                 return Err(fault(script.error, number));
             }
-            let Some(text) = text else { break };
-            if script.step_tokens.is_some() && step.text.is_empty() {
+            let Some(token) = token else {
+                if in_thread && !step.text.is_empty() {
+                    step.finish(&context).await?;
+                }
+                if !steered(&mut plan, &context, &step, &said).await? {
+                    break;
+                }
+                continue;
+            };
+            if keeps && step.text.is_empty() {
                 context.step_started(step.number, StepKind::Model, "script").await?;
             }
             if script.delay_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(script.delay_ms)).await;
             }
-            said.push_str(&text);
-            step.text.push_str(&text);
-            context.delta(text).await?;
-            if script.step_tokens.is_some_and(|tokens| number % tokens == 0) {
-                let Step { number, text } = step;
-                context.step_finished(number, StepKind::Model, "script", text.into(), Usage::default()).await?;
-                step = Step { number: number + 1, text: String::new() };
+            said.push_str(&token);
+            step.text.push_str(&token);
+            step.tokens += 1;
+            tokens = number;
+            context.delta(token).await?;
+            if script.step_tokens == Some(step.tokens) {
+                step.finish(&context).await?;
+                steered(&mut plan, &context, &step, &said).await?;
             }
         }
         context.message(said.clone()).await?;
         let usage = Usage { output_tokens: said.split_whitespace().count() as u64, ..Usage::default() };
         Ok(Answer { usage, ..Answer::finished(said) })
     }
+}
+
+/// All that the run is given to say.
+fn all_text(context: &RunContext) -> String {
+    let messages = context.input().clone().into_messages();
+    messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+/// Puts what earlier attempts have taken after step `step` into its place.
+fn hear_again(plan: &mut Plan<'_>, context: &RunContext, step: u32, said: &str) {
+    for (_, message) in context.taken_steers().iter().filter(|(after, _)| *after == step) {
+        plan.hear(message, said);
+    }
+}
+
+/// Takes what was handed to the run before `step` begins. Whether there was anything.
+async fn steered(plan: &mut Plan<'_>, context: &RunContext, step: &Step, said: &str) -> Result<bool, AgentError> {
+    let steers = context.take_steers(step.number - 1).await?;
+    steers.iter().for_each(|steer| plan.hear(steer, said));
+    Ok(!steers.is_empty())
 }
 
 fn fault(fault: Fault, number: u64) -> AgentError {
@@ -143,3 +256,7 @@ fn fault(fault: Fault, number: u64) -> AgentError {
         Fault::Panic => panic!("{message}"),
     }
 }
+
+#[cfg(test)]
+#[path = "scripted_tests.rs"]
+mod tests;

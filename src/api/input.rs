@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::problem::{Code, Problem};
 use crate::engine::Key;
-use crate::run::RunId;
+use crate::run::{RunId, ThreadId};
 
 /// The longest `Idempotency-Key`, in bytes.
 const MAX_KEY: usize = 255;
@@ -61,6 +61,11 @@ fn named_field(error: &serde_json::Error) -> Option<String> {
 
 /// The run id in a path.
 pub(super) fn run_id(text: &str) -> Result<RunId, Problem> {
+    text.parse().map_err(|_| Problem::field("id", "expected a UUID"))
+}
+
+/// The thread id in a path.
+pub(super) fn thread_id(text: &str) -> Result<ThreadId, Problem> {
     text.parse().map_err(|_| Problem::field("id", "expected a UUID"))
 }
 

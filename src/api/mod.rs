@@ -9,6 +9,8 @@ mod problem;
 mod queues;
 mod runs;
 mod schedules;
+mod thread_object;
+mod threads;
 mod webhooks;
 
 use std::sync::OnceLock;
@@ -118,6 +120,9 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
     for (path, route) in [
         ("/v1/runs/{id}/cancel", web::post().to(runs::cancel)),
         ("/v1/runs/{id}/retry", web::post().to(runs::retry)),
+        ("/v1/runs/{id}/resume", web::post().to(runs::resume)),
+        ("/v1/threads/{id}/handoff", web::post().to(threads::hand_off)),
+        ("/v1/threads/{id}/release", web::post().to(threads::release)),
         ("/v1/queues/dead/purge", web::post().to(queues::purge)),
         ("/v1/queues/dead/{id}/requeue", web::post().to(queues::requeue)),
         ("/v1/webhooks/endpoints/{id}/rotate", web::post().to(webhooks::rotate)),
@@ -138,6 +143,22 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
                 .patch(schedules::change)
                 .delete(schedules::delete)
                 .default_service(only("GET, PATCH, DELETE")),
+        )
+        .service(
+            web::resource("/v1/threads").get(threads::list).post(threads::create).default_service(only("GET, POST")),
+        )
+        .service(
+            web::resource("/v1/threads/{id}")
+                .get(threads::get)
+                .patch(threads::patch)
+                .delete(threads::delete)
+                .default_service(only("GET, PATCH, DELETE")),
+        )
+        .service(
+            web::resource("/v1/threads/{id}/messages")
+                .get(threads::messages)
+                .post(threads::send)
+                .default_service(only("GET, POST")),
         );
     scope = scope.service(
         web::resource("/v1/queues/dead/{id}")
@@ -163,6 +184,7 @@ pub(crate) fn configure(config: &mut ServiceConfig, state: Data<ApiState>) {
         ("/v1/runs/{id}/stream", web::get().to(runs::stream)),
         ("/v1/runs/{id}/events", web::get().to(runs::events)),
         ("/v1/runs/{id}/wait", web::get().to(runs::wait)),
+        ("/v1/threads/{id}/stream", web::get().to(threads::stream)),
         ("/v1/queues", web::get().to(queues::depths)),
         ("/v1/queues/dead", web::get().to(queues::list)),
         ("/v1/webhooks/endpoints/{id}/secret", web::get().to(webhooks::secret)),

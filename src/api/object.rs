@@ -113,7 +113,7 @@ pub(super) struct RunObject<'a> {
     agent: &'a str,
     tenant: &'a str,
     status: Status,
-    /// Why it is scheduled.
+    /// Why it is scheduled or waiting.
     reason: Option<Reason>,
     /// The current or last attempt; 0 before the first.
     attempt: u32,
@@ -136,11 +136,15 @@ pub(super) struct RunObject<'a> {
     /// The run this one goes on from.
     retry_of: Option<String>,
     concurrency_key: Option<&'a str>,
+    /// The conversation that it belongs to.
+    thread_id: Option<String>,
+    /// What it waits for while it is `waiting`.
+    wait: Option<WaitObject>,
     metadata: &'a BTreeMap<String, String>,
     correlation_id: Option<&'a str>,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// When a scheduled run is due.
+    /// When a scheduled run is due, or the answer that a waiting one waits for.
     #[schema(value_type = Option<String>, format = DateTime)]
     due_at: Option<Timestamp>,
     /// When the run expires unless it has started.
@@ -192,6 +196,13 @@ impl<'a> RunObject<'a> {
             timeout_ms: spec.timeout_ms,
             retry_of: spec.retry_of.map(|id| id.to_string()),
             concurrency_key: spec.concurrency_key.as_deref(),
+            thread_id: spec.thread.map(|id| id.to_string()),
+            wait: run.wait_id().map(|wait_id| WaitObject {
+                wait_id,
+                reason: run.reason,
+                prompt: None,
+                due: run.timer.map(|timer| timer.due),
+            }),
             metadata: &spec.metadata,
             correlation_id: spec.correlation_id.as_deref(),
             created_at: spec.created_at,
@@ -209,6 +220,32 @@ impl<'a> RunObject<'a> {
             },
         }
     }
+}
+
+impl RunObject<'_> {
+    /// The same with what the person is asked, which is in the log.
+    pub(super) fn with_prompt(mut self, prompt: Option<Value>) -> Self {
+        if let Some(wait) = &mut self.wait {
+            wait.prompt = prompt;
+        }
+        self
+    }
+}
+
+/// What a run waits for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct WaitObject {
+    /// Names the question: the answer has to say which one it answers.
+    wait_id: String,
+    /// `input` or `approval`.
+    #[serde(rename = "for")]
+    reason: Option<Reason>,
+    /// What the person is asked; absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<Value>,
+    /// The run fails unless there is an answer by then.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    due: Option<Timestamp>,
 }
 
 /// A page of runs, youngest first.

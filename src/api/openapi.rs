@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{node, object, problem, queues, runs, schedules, webhooks};
+use super::{node, object, problem, queues, runs, schedules, threads, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,6 +27,17 @@ use super::{node, object, problem, queues, runs, schedules, webhooks};
         schedules::get,
         schedules::change,
         schedules::delete,
+        runs::resume,
+        threads::create,
+        threads::list,
+        threads::get,
+        threads::patch,
+        threads::delete,
+        threads::send,
+        threads::messages,
+        threads::hand_off,
+        threads::release,
+        threads::stream,
         queues::depths,
         queues::list,
         queues::get,

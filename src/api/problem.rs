@@ -7,7 +7,10 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
-use crate::engine::{CreateError, RequeueError, RunRequestError, ScheduleError, WebhookError};
+use crate::engine::{
+    CreateError, RequeueError, ResumeError, RunRequestError, ScheduleError, ThreadRequestError, WatchThreadError,
+    WebhookError,
+};
 use crate::store::StoreError;
 use crate::thread::Refusal;
 use crate::webhook::KeyError;
@@ -78,6 +81,12 @@ codes! {
     RunNotFinal = "run_not_final", CONFLICT;
     /// Only a failed or cancelled run can be retried.
     RunNotRetryable = "run_not_retryable", CONFLICT;
+    /// The run does not wait for an answer.
+    RunNotWaiting = "run_not_waiting", CONFLICT;
+    /// The run waits for the answer to another question.
+    StaleWait = "stale_wait", CONFLICT;
+    /// The id belongs to another's thread.
+    ThreadIdTaken = "thread_id_taken", CONFLICT;
     /// A run is going on in the thread.
     ThreadBusy = "thread_busy", CONFLICT;
     /// People have taken the thread over.
@@ -138,6 +147,15 @@ impl Problem {
         let field = field.into();
         let detail = format!("{field}: {}", detail.into());
         Self { field: Some(field), ..Self::new(Code::InvalidField, detail) }
+    }
+
+    /// The same about another field, where a route calls it otherwise.
+    pub(crate) fn about(mut self, from: &str, to: &str) -> Self {
+        if self.field.as_deref() == Some(from) {
+            self.detail = self.detail.replacen(from, to, 1);
+            self.field = Some(to.to_owned());
+        }
+        self
     }
 
     /// There is no such run.
@@ -312,6 +330,47 @@ impl From<RunRequestError> for Problem {
             RunRequestError::NotFinal(_) => Self::new(Code::RunNotFinal, detail),
             RunRequestError::Beyond { .. } => Self::new(Code::SequenceBeyondLog, detail),
             RunRequestError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ThreadRequestError> for Problem {
+    fn from(error: ThreadRequestError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ThreadRequestError::Missing => Self::new(Code::NotFound, detail),
+            ThreadRequestError::Busy(_) => Self::new(Code::ThreadBusy, detail),
+            ThreadRequestError::Invalid { field, .. } => {
+                Self { field: Some(field), ..Self::new(Code::InvalidField, detail) }
+            }
+            ThreadRequestError::Taken => Self::new(Code::ThreadIdTaken, detail),
+            ThreadRequestError::Draining => Self::new(Code::Draining, detail).retry_after(1),
+            ThreadRequestError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ResumeError> for Problem {
+    fn from(error: ResumeError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ResumeError::Missing => Self::no_run(),
+            ResumeError::NotWaiting(_) => Self::new(Code::RunNotWaiting, detail),
+            ResumeError::Stale { .. } => {
+                Self { field: Some("wait_id".to_owned()), ..Self::new(Code::StaleWait, detail) }
+            }
+            ResumeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<WatchThreadError> for Problem {
+    fn from(error: WatchThreadError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WatchThreadError::Missing => Self::new(Code::NotFound, detail),
+            WatchThreadError::Beyond => Self::new(Code::SequenceBeyondLog, detail),
+            WatchThreadError::Store(error) => error.into(),
         }
     }
 }

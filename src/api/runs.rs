@@ -9,16 +9,20 @@ use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use rand::RngExt;
+use serde::Deserialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::guard::caller;
 use super::input::{Query, bytes, idempotency_key, json, run_id, token_header};
 use super::object::{CreateRunBody, EventObject, EventPage, RunObject, RunPage};
 use super::problem::Problem;
 use super::{ApiState, CORRELATION_ID};
-use crate::engine::{Cancelled, Viewer, Watched};
-use crate::run::{RunId, Status};
+use crate::engine::{Cancelled, Engine, Viewer, Watched};
+use crate::run::{Run, RunId, Status};
 use crate::store::{RunFilter, Stored};
 
 type Answer = Result<HttpResponse, Problem>;
@@ -37,8 +41,26 @@ pub(super) fn base(request: &HttpRequest) -> String {
     path[..end].to_owned()
 }
 
+/// The path of another collection beside the runs, such as `/v1/threads`, as the client sees it.
+pub(super) fn beside(request: &HttpRequest, collection: &str) -> String {
+    let path = request.path();
+    format!("{}{collection}", &path[..path.rfind("/v1/").unwrap_or(0)])
+}
+
 fn object(request: &HttpRequest, stored: &Stored, response: &mut actix_web::HttpResponseBuilder) -> HttpResponse {
     response.json(RunObject::new(stored, &base(request)))
+}
+
+/// What a run that waits asks: its last event says so.
+pub(super) async fn prompt(engine: &Engine, run: &Run) -> Result<Option<Value>, Problem> {
+    if run.status != Status::Waiting {
+        return Ok(None);
+    }
+    let last = run.last_seq;
+    let segments = engine.events(&run.spec.tenant, run.spec.id, last.saturating_sub(1), EVENT_PAGE_BYTES).await?;
+    let asked = segments.iter().flat_map(crate::run::Segment::events).find(|event| event.seq == last);
+    let data = asked.and_then(|event| serde_json::from_str::<Value>(event.data).ok());
+    Ok(data.and_then(|mut data| Some(data.get_mut("prompt")?.take())))
 }
 
 /// Starts a run.
@@ -75,6 +97,7 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
     params(
         ("status" = Option<String>, Query, description = "One or more statuses, separated by commas."),
         ("agent" = Option<String>, Query, description = "Only those of this agent."),
+        ("thread_id" = Option<String>, Query, description = "Only those of this thread."),
         ("metadata.KEY" = Option<String>, Query, description = "Only those with this label; may be given for several keys."),
         ("created_after" = Option<String>, Query, description = "Only those created at or after (RFC 3339)."),
         ("created_before" = Option<String>, Query, description = "Only those created before (RFC 3339)."),
@@ -85,13 +108,7 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
 pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer {
     let mut query = Query::of(&request);
     let limit = page_limit(&mut query, &state)?;
-    let before = match query.text("cursor") {
-        None => None,
-        Some(cursor) => Some(
-            decode_cursor(&cursor)
-                .ok_or_else(|| Problem::field("cursor", "expected the next_cursor of an earlier page"))?,
-        ),
-    };
+    let before = cursor(&mut query)?.map(RunId::from_uuid);
     let mut statuses = Vec::new();
     for name in query.text("status").iter().flat_map(|text| text.split(',')) {
         let all = Status::ALL.map(Status::as_str).join(", ");
@@ -112,7 +129,7 @@ pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer 
     let more = runs.len() > limit;
     runs.truncate(limit);
     let base = base(&request);
-    let next_cursor = runs.last().filter(|_| more).map(|stored| encode_cursor(stored.run.spec.id));
+    let next_cursor = runs.last().filter(|_| more).map(|stored| encode_cursor(stored.run.spec.id.as_uuid()));
     Ok(HttpResponse::Ok()
         .json(RunPage { data: runs.iter().map(|run| RunObject::new(run, &base)).collect(), next_cursor }))
 }
@@ -123,8 +140,10 @@ pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer 
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn get(request: HttpRequest, id: Path<String>, state: Data<ApiState>) -> Answer {
     Query::of(&request).end("none")?;
-    let stored = state.engine()?.get(&caller(&request), run_id(&id)?).await?;
-    Ok(object(&request, &stored, &mut HttpResponse::Ok()))
+    let engine = state.engine()?;
+    let stored = engine.get(&caller(&request), run_id(&id)?).await?;
+    let prompt = prompt(engine, &stored.run).await?;
+    Ok(HttpResponse::Ok().json(RunObject::new(&stored, &base(&request)).with_prompt(prompt)))
 }
 
 /// Removes a run that has ended, with its log.
@@ -194,8 +213,10 @@ pub(super) async fn wait(request: HttpRequest, id: Path<String>, state: Data<Api
     let patience = query.parsed("timeout_ms", "a number of milliseconds")?.map_or(WAIT, Duration::from_millis);
     query.end("timeout_ms")?;
     let patience = patience.min(LONGEST_WAIT);
-    let stored = state.engine()?.wait(&caller(&request), run_id(&id)?, patience).await?;
-    Ok(object(&request, &stored, &mut HttpResponse::Ok()))
+    let engine = state.engine()?;
+    let stored = engine.wait(&caller(&request), run_id(&id)?, patience).await?;
+    let prompt = prompt(engine, &stored.run).await?;
+    Ok(HttpResponse::Ok().json(RunObject::new(&stored, &base(&request)).with_prompt(prompt)))
 }
 
 /// Ends the run, whatever its status: its model's socket is closed at once. Idempotent.
@@ -227,6 +248,29 @@ pub(super) async fn retry(request: HttpRequest, id: Path<String>, payload: Paylo
     Ok(object(&request, &stored, HttpResponse::Accepted().insert_header((LOCATION, location))))
 }
 
+/// The body of `POST /v1/runs/{id}/resume`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResumeBody {
+    /// The question that is answered, as the run's `wait` names it.
+    wait_id: String,
+    /// The answer: any JSON.
+    input: Value,
+}
+
+/// Gives a waiting run the answer to its question. Of several answers at once one is taken.
+#[utoipa::path(post, path = "/v1/runs/{id}/resume", tag = "runs", params(("id" = String, Path)),
+    request_body = ResumeBody,
+    responses((status = 200, description = "It goes on.", body = RunObject<'static>),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn resume(request: HttpRequest, id: Path<String>, payload: Payload, state: Data<ApiState>) -> Answer {
+    Query::of(&request).end("none")?;
+    let id = run_id(&id)?;
+    let (body, _) = json::<ResumeBody>(&request, payload, state.settings.max_body).await?;
+    let stored = state.engine()?.resume(&caller(&request), id, body.wait_id, body.input).await?;
+    Ok(object(&request, &stored, &mut HttpResponse::Ok()))
+}
+
 /// These routes take no body; an empty JSON object is one, too.
 pub(super) async fn no_body(payload: Payload, state: &ApiState) -> Result<(), Problem> {
     let body = bytes(payload, state.settings.max_body).await?;
@@ -236,10 +280,15 @@ pub(super) async fn no_body(payload: Payload, state: &ApiState) -> Result<(), Pr
     }
 }
 
-fn event_stream(state: &ApiState, viewer: Viewer, location: Option<String>) -> HttpResponse {
+pub(super) fn event_stream(state: &ApiState, viewer: Viewer, location: Option<String>) -> HttpResponse {
+    framed(viewer.with_heartbeat(state.settings.heartbeat), location)
+}
+
+/// An answer that is the stream of these frames.
+pub(super) fn framed(frames: impl Stream<Item = Bytes> + 'static, location: Option<String>) -> HttpResponse {
     // Clients that lose their connection together do not come back together.
     let retry = Bytes::from(format!("retry: {}\n\n", rand::rng().random_range(500..2_500)));
-    let frames = stream::iter([retry]).chain(viewer.with_heartbeat(state.settings.heartbeat));
+    let frames = stream::iter([retry]).chain(frames);
     let mut response = HttpResponse::Ok();
     if let Some(location) = location {
         response.insert_header((LOCATION, location));
@@ -251,13 +300,13 @@ fn event_stream(state: &ApiState, viewer: Viewer, location: Option<String>) -> H
         .streaming(frames.map(Ok::<_, std::convert::Infallible>))
 }
 
-fn accepts_stream(request: &HttpRequest) -> bool {
+pub(super) fn accepts_stream(request: &HttpRequest) -> bool {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split([',', ';']).any(|part| part.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// The labels that a list is to be filtered by.
-fn labels(query: &mut Query) -> Result<BTreeMap<String, String>, Problem> {
+pub(super) fn labels(query: &mut Query) -> Result<BTreeMap<String, String>, Problem> {
     let mut labels = BTreeMap::new();
     for (label, value) in query.prefixed("metadata.") {
         let field = format!("metadata.{}", label.chars().take(64).collect::<String>());
@@ -278,11 +327,15 @@ pub(super) fn page_limit(query: &mut Query, state: &ApiState) -> Result<usize, P
     }
 }
 
-pub(super) fn encode_cursor(id: RunId) -> String {
+/// Where a page ended, as text.
+pub(super) fn encode_cursor(id: &Uuid) -> String {
     URL_SAFE_NO_PAD.encode(id.as_bytes())
 }
 
-pub(super) fn decode_cursor(cursor: &str) -> Option<RunId> {
-    let bytes: [u8; 16] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-    Some(RunId::from_uuid(uuid::Uuid::from_bytes(bytes)))
+/// Where the page before ended, as a list's query says.
+pub(super) fn cursor(query: &mut Query) -> Result<Option<Uuid>, Problem> {
+    let Some(cursor) = query.text("cursor") else { return Ok(None) };
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| bytes.try_into().ok());
+    let expected = || Problem::field("cursor", "expected the next_cursor of an earlier page");
+    bytes.map(Uuid::from_bytes).map(Some).ok_or_else(expected)
 }

@@ -14,9 +14,9 @@ use super::ApiState;
 use super::guard::caller;
 use super::input::{Query, idempotency_key, json};
 use super::problem::Problem;
-use super::runs::{decode_cursor, encode_cursor, page_limit};
+use super::runs::{cursor, encode_cursor, page_limit};
 use crate::engine::CreateSchedule;
-use crate::run::{Input, OnDisconnect, RunId, Timestamp};
+use crate::run::{Input, OnDisconnect, Timestamp};
 use crate::schedule::{Missed, Request, Timetable};
 use crate::store::Schedule;
 
@@ -256,15 +256,14 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
 pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer {
     let mut query = Query::of(&request);
     let limit = page_limit(&mut query, &state)?;
-    let invalid = || Problem::field("cursor", "expected the next_cursor of an earlier page");
-    let before = query.text("cursor").map(|cursor| decode_cursor(&cursor).ok_or_else(invalid)).transpose()?;
+    let before = cursor(&mut query)?;
     query.end("limit, cursor")?;
-    let before = before.map(|before| *before.as_uuid());
+    let before = before;
     let mut schedules = state.engine()?.schedules(&caller(&request), before, limit + 1).await?;
     let more = schedules.len() > limit;
     schedules.truncate(limit);
     let last = schedules.last().filter(|_| more);
-    let next_cursor = last.map(|last| encode_cursor(RunId::from_uuid(last.id)));
+    let next_cursor = last.map(|last| encode_cursor(&last.id));
     Ok(HttpResponse::Ok().json(SchedulePage { data: schedules.iter().map(ScheduleObject::new).collect(), next_cursor }))
 }
 

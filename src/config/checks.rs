@@ -130,6 +130,12 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         reader.blame(&[&key("kind")], "has to be set; expected model or scripted");
         return;
     }
+    if let (Some(debounce), Some(longest)) = (agent.debounce, agent.debounce_max)
+        && debounce > longest
+    {
+        let keys = [key("debounce"), key("debounce_max")];
+        reader.blame(&[&keys[0], &keys[1]], "debounce is longer than debounce_max");
+    }
     match (agent.kind, &agent.model) {
         (AgentKind::Scripted, _) => {
             for only_model in ["model", "system", "temperature", "max_tokens"].map(key) {

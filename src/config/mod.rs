@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `sections.rs` | every key: meaning, default, why, bounds; the one place to add one |
 //! | `values.rs` | the types of values beyond numbers and text |
-//! | `codecs.rs`, `parsed.rs` | from text to value and back |
+//! | `codecs.rs`, `parsed.rs`, `follow_ups.rs` | from text to value and back |
 //! | `parts.rs` | what a section's declaration expands to |
 //! | `sources.rs` | flags, environment, file; which wins; what is unknown |
 //! | `checks.rs` | what has to fit together between keys |
@@ -18,6 +18,7 @@
 mod checks;
 mod codecs;
 mod faults;
+mod follow_ups;
 mod parsed;
 mod parts;
 mod render;
@@ -37,7 +38,8 @@ pub use sections::{
     Schedules, Server, Sqlite, Tenant, Webhooks, Worker,
 };
 pub use values::{
-    AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,
+    AgentKind, BrokerUrl, FollowUp, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl,
+    Synchronous,
 };
 
 use parts::Part;

@@ -9,14 +9,17 @@ use secrecy::SecretString;
 use super::{
     codecs::{Decimal, GIB, Int, KIB, List, MIB, OneOf, Optional, Size, Span, Text, Toggle},
     faults::Origin,
+    follow_ups::FollowUps,
     parsed::{
         ADDRESS, ALLOWED, BROKER, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, QUEUES, STORE, Secret,
     },
     parts::{Entry, section},
     values::{
-        AgentKind, BrokerUrl, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl, Synchronous,
+        AgentKind, BrokerUrl, FollowUp, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl,
+        Synchronous,
     },
 };
+use crate::thread::OnBusy;
 use crate::webhook::guard::Allowed;
 
 const fn ms(millis: u64) -> Duration {
@@ -423,6 +426,24 @@ section! {
         /// How many of its runs with the same concurrency_key may be running at once, over all nodes. 1 lets the runs
         /// that work on one thing go one after the other.
         pub max_running_per_key: Option<u64> = None => Optional(Int(1, 1_000_000));
+        /// How long a message to a thread waits for others, which then become one run with it; each that comes begins
+        /// the wait anew. People often send several in a row, which one answer serves better. Not at all when not set.
+        pub debounce: Option<Duration> = None => Optional(Span(ms(1), DAY));
+        /// The longest that a message waits for others. Ten times debounce when not set.
+        pub debounce_max: Option<Duration> = None => Optional(Span(ms(1), DAY));
+        /// What becomes of a message to a thread in which a run is going on. "enqueue" makes it the next run; "debounce"
+        /// lets it join the next run; "steer" hands it to the run, which sees it at its next step; "interrupt" cancels
+        /// the run, "rollback" drops what it said as well; "reject" refuses the message. A request may say otherwise.
+        pub on_busy: OnBusy = OnBusy::Enqueue => OneOf(&OnBusy::ALL);
+        /// The most messages of its thread that a run is shown, counted from the last. Older ones mostly cost tokens.
+        pub history_messages: usize = 100 => Int(0, 10_000);
+        /// The most text of its thread that a run is shown, in tokens, a token being some four bytes. Leaves room for
+        /// the answer in models of 64,000 tokens; at least one message is shown whatever its length.
+        pub history_tokens: usize = 32_000 => Int(0, 10_000_000);
+        /// What it says by itself when nobody has spoken in a thread since its answer: a list of tables, which are gone
+        /// through one after the other. "after" is how long nobody has spoken, "instruction" what it is told to do then,
+        /// "times" how often in a row, once unless given. Any message to the thread begins the list anew.
+        pub follow_ups: Vec<FollowUp> = Vec::new() => FollowUps;
     }
 }
 

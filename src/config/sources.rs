@@ -287,7 +287,12 @@ fn plain(value: DeValue<'_>) -> Value {
         DeValue::Boolean(value) => Value::Boolean(value),
         DeValue::Datetime(time) => Value::Datetime(time),
         DeValue::Array(items) => Value::Array(items.into_iter().map(|item| plain(item.into_inner())).collect()),
-        DeValue::Table(_) => Value::Table(toml::Table::new()),
+        DeValue::Table(table) => {
+            let entries = table.into_iter();
+            Value::Table(
+                entries.map(|(name, value)| (name.into_inner().into_owned(), plain(value.into_inner()))).collect(),
+            )
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use super::*;
+use crate::thread::OnBusy;
 
 const KEY: &str = "correct-horse-battery-staple";
 
@@ -490,6 +491,45 @@ fn variables_that_kubernetes_adds_for_a_service_are_no_faults() {
         .env("RUNCAST_PORT_80_TCP_ADDR", "10.0.0.1");
     start.loaded();
     assert_eq!(Start::new().env("RUNCAST_PORT", "80").faults(), "RUNCAST_PORT: unknown variable");
+}
+
+#[test]
+fn an_agent_says_how_it_converses() {
+    let config = Config::from_toml(
+        "[agents.a]\nkind = \"scripted\"\ndebounce = \"2s\"\non_busy = \"steer\"\nhistory_messages = 5\n\
+         follow_ups = [{ after = \"1h\", instruction = \"Ask.\", times = 2 }, { after = \"1d\", instruction = \"End.\" }]\n\
+         [agents.b]\nkind = \"scripted\"\n[[agents.b.follow_ups]]\nafter = \"1m\"\ninstruction = \"x\"\n",
+    )
+    .unwrap();
+    let (a, b) = (&config.agents["a"], &config.agents["b"]);
+    assert_eq!((a.debounce, a.on_busy, a.history_messages), (Some(Duration::from_secs(2)), OnBusy::Steer, 5));
+    let rules: Vec<_> =
+        a.follow_ups.iter().chain(&b.follow_ups).map(|rule| (rule.after.as_secs(), rule.times)).collect();
+    assert_eq!(rules, [(3_600, 2), (86_400, 1), (60, 1)]);
+    assert!(config.render().contains("{ after = \"1h\", instruction = \"Ask.\", times = 2 }"), "{}", config.render());
+    let by_variable = Start::new()
+        .file("runcast.toml", "[agents.a]\nkind = \"scripted\"\n")
+        .env("RUNCAST_AGENTS_A_FOLLOW_UPS", "[{ after = \"1s\", instruction = \"x\" }]")
+        .loaded();
+    assert_eq!(by_variable.agents["a"].follow_ups.len(), 1);
+}
+
+#[test]
+fn what_is_no_follow_up_is_refused_with_its_place() {
+    for (list, problem) in [
+        ("\"1h\"", "expected a list of tables such as"),
+        ("[1]", "expected a list of tables such as"),
+        ("[{ instruction = \"x\" }]", "item 1: after has to be set"),
+        ("[{ after = \"1h\" }]", "item 1: instruction has to be set"),
+        ("[{ after = \"soon\", instruction = \"x\" }]", "item 1: after: expected a duration"),
+        ("[{ after = \"1h\", instruction = \"x\", times = 0 }]", "item 1: times: expected a whole number from 1"),
+        ("[{ after = \"1h\", instruction = \"x\", time = 1 }]", "item 1: time: unknown key"),
+    ] {
+        let faults = faults(&format!("[agents.a]\nkind = \"scripted\"\nfollow_ups = {list}\n"));
+        assert!(faults.contains("agents.a.follow_ups (toml:3)") && faults.contains(problem), "{list}: {faults}");
+    }
+    let faults = faults("[agents.a]\nkind = \"scripted\"\ndebounce = \"2s\"\ndebounce_max = \"1s\"\n");
+    assert!(faults.contains("debounce is longer than debounce_max"), "{faults}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -224,4 +225,15 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.provider, self.model)
     }
+}
+
+/// What an agent says when the person has gone quiet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowUp {
+    /// How long nobody has spoken.
+    pub after: Duration,
+    /// What the agent is told to do.
+    pub instruction: String,
+    /// How often in a row.
+    pub times: u32,
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Node;
 use crate::agent::Conversation;
-use crate::run::{Backoff, Event, Message, Role, Run, Spec, Status};
+use crate::run::{Backoff, Event, Message, Role, Run, Segment, Spec, Status};
 use crate::store::{HandOff, StoreError};
 
 /// The waits between tries to reach a store that is away.
@@ -16,6 +16,9 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(100), max: Duration
 
 /// The most that is kept of what a run says, in bytes of text; what is beyond is left out of the thread's history.
 const MOST_SAID: usize = 1 << 20;
+
+/// How much of a log is read at a time, in bytes.
+const READ_BYTES: usize = 256 * 1024;
 
 /// About how many bytes a token has.
 const TOKEN: usize = 4;
@@ -68,7 +71,59 @@ pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, reason: Strin
     }
 }
 
-/// What a run says, as far as this attempt has heard it.
+/// What earlier attempts of the run have said that is not void. Waits for a store that is away.
+pub(super) async fn said_before(node: &Arc<Node>, run: &Run) -> Result<Said, StoreError> {
+    let (mut spoken, mut bytes, mut after, mut failures) = (Vec::new(), 0, 0, 0);
+    if run.attempt == 1 {
+        return Ok(Said::default());
+    }
+    loop {
+        let segments = match node.store.segments(run.spec.id, after, READ_BYTES).await {
+            Ok(segments) => segments,
+            Err(error) if error.is_transient() => {
+                node.outage.felt("cannot read what a run has said; it waits for the store", &error);
+                failures += 1;
+                tokio::time::sleep(RETRY.delay(failures, 1.0, None)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        // The first segment may begin before what was read already.
+        let seen = after;
+        for event in segments.iter().flat_map(Segment::events).filter(|event| event.seq > seen) {
+            after = event.seq;
+            match event.kind {
+                "message.delta" | "message.completed" if bytes <= MOST_SAID * 2 => {
+                    bytes += event.data.len();
+                    spoken.push((event.seq, recorded(event.kind, event.data)));
+                }
+                "run.retrying" => {
+                    let data: Value = serde_json::from_str(event.data).unwrap_or_default();
+                    let void_after = data["void_after"].as_u64().unwrap_or(u64::MAX);
+                    spoken.retain(|(seq, _)| *seq <= void_after);
+                }
+                _ => {}
+            }
+        }
+        if segments.is_empty() || after >= run.last_seq {
+            break;
+        }
+    }
+    let mut said = Said::default();
+    spoken.iter().filter_map(|(_, event)| event.as_ref()).for_each(|event| said.hear(event));
+    Ok(said)
+}
+
+/// What was said, read back from its record.
+fn recorded(kind: &str, data: &str) -> Option<Event> {
+    let mut data: Value = serde_json::from_str(data).ok()?;
+    match kind {
+        "message.delta" => Some(Event::MessageDelta { text: data["text"].as_str()?.to_owned() }),
+        _ => Some(Event::MessageCompleted { message: serde_json::from_value(data["message"].take()).ok()? }),
+    }
+}
+
+/// What a run says, as far as it was heard.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     whole: Vec<Message>,
@@ -125,6 +180,11 @@ impl Said {
                     Some(other) => other.to_string(),
                     None => String::new(),
                 };
+                let whole: String = said.iter().map(|message| message.content.as_str()).collect();
+                if output.ends_with(&whole) {
+                    // They are pieces of it, some of which may have been said by earlier attempts.
+                    said.clear();
+                }
                 if !output.is_empty() && said.last().is_none_or(|last| last.content != output) {
                     said.push(assistant(output));
                 }

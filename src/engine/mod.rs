@@ -27,6 +27,7 @@ mod run_actor;
 mod schedules;
 mod sharing;
 mod supervisor;
+mod thread_stream;
 mod threads;
 mod timers;
 mod timetable;
@@ -62,6 +63,8 @@ pub use feed::{Feed, FeedSettings, Viewer};
 pub use ingest::Ingest;
 pub use retention::Retention;
 pub use schedules::{CreateSchedule, ScheduleError};
+pub use thread_stream::{WatchFrom, WatchThreadError};
+pub(crate) use threads::LONGEST_WAIT;
 pub use threads::{CreateThread, ResumeError, Send, Sent, ThreadRequestError};
 pub use timetable::Timetable;
 
@@ -236,6 +239,8 @@ pub struct Engine {
 struct Life {
     phase: AtomicU8,
     stop: CancellationToken,
+    /// No stream is shown any more.
+    cut: CancellationToken,
     closed: CancellationToken,
     room: Arc<Semaphore>,
     arbiters: Vec<Arbiter>,
@@ -359,6 +364,7 @@ impl Engine {
         let life = Life {
             phase: AtomicU8::new(RECOVERING),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
             closed: CancellationToken::new(),
             room,
             arbiters,
@@ -611,6 +617,7 @@ impl Engine {
         // One.
         post(&self.node.timers, timers::Halt);
         self.node.feed.cut_all();
+        self.life.cut.cancel();
     }
 
     /// Closes broker and store, when nobody asks any more.

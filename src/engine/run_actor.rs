@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::{AbortHandle, JoinError};
 
 use super::Node;
-use super::conversation::{Said, conversation, hand_off_by_run, take_steers};
+use super::conversation::{Said, conversation, hand_off_by_run, said_before, take_steers};
 use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
@@ -451,11 +451,13 @@ impl Actor for RunActor {
         if self.run.spec.thread.is_none() {
             return self.start_agent(context);
         }
-        let (node, spec) = (Arc::clone(&self.node), Arc::clone(&self.run.spec));
-        let load = async move { conversation(&node, &spec).await };
+        let (node, run) = (Arc::clone(&self.node), self.run.clone());
+        let load = async move { Ok((conversation(&node, &run.spec).await?, said_before(&node, &run).await?)) };
+        let load = load.boxed() as BoxFuture<'static, Result<_, StoreError>>;
         context.spawn(load.into_actor(self).map(|loaded, actor, context| match loaded {
-            Ok(conversation) => {
+            Ok((conversation, said)) => {
                 actor.conversation = conversation;
+                *actor.said.lock() = said;
                 actor.start_agent(context);
             }
             Err(error) => {

@@ -26,8 +26,8 @@ use crate::thread::{Ask, Event, How, Newcomer, Occasion, OnBusy, Quiet, Refusal,
 /// The longest quiet period, and the longest that a debounced message waits.
 const LONGEST_DEBOUNCE: Duration = Duration::from_secs(24 * 3600);
 
-/// A message that finds its run after so many more: the longest wait of a debounce that names none.
-const LONGEST_WAIT: u32 = 10;
+/// A message waits no longer than so many quiet periods: the longest wait of a debounce that names none.
+pub(crate) const LONGEST_WAIT: u32 = 10;
 
 /// The largest state document of a thread, in bytes of JSON.
 const MAX_STATE: usize = 256 * 1024;
@@ -358,8 +358,12 @@ impl Engine {
         state: Option<&Map<String, Value>>,
     ) -> Result<(), ThreadRequestError> {
         if let Some(metadata) = metadata {
-            let checked = check_metadata(metadata, self.node.settings.max_metadata_entries);
-            checked.map_err(|error| invalid_thread("metadata", error.to_string()))?;
+            check_metadata(metadata, self.node.settings.max_metadata_entries).map_err(|error| {
+                if let CreateError::Invalid { field, message } = error {
+                    return ThreadRequestError::Invalid { field, message };
+                }
+                invalid_thread("metadata", error.to_string())
+            })?;
         }
         let bytes = state.map_or(0, |state| serde_json::to_string(state).map_or(usize::MAX, |text| text.len()));
         match bytes > MAX_STATE {

@@ -201,7 +201,7 @@ impl Event {
 }
 
 /// The type is that of an event that nothing follows.
-pub(super) fn is_final_kind(kind: &str) -> bool {
+pub(crate) fn is_final_kind(kind: &str) -> bool {
     matches!(kind, "run.completed" | "run.failed" | "run.cancelled" | "run.expired")
 }
 

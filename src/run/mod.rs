@@ -18,6 +18,7 @@ mod time;
 mod webhook;
 
 pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
+pub(crate) use event::is_final_kind;
 pub use event::{Event, RetryReason};
 pub use id::{RunId, ThreadId};
 pub use machine::{Begin, Changed, Context, Decision, Run, Timer};

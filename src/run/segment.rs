@@ -192,6 +192,17 @@ pub fn end_of(bytes: &BytesMut) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
+/// The frames that `bytes` consist of, read back: number, type and payload of each.
+pub fn frames(bytes: &[u8]) -> impl Iterator<Item = (u64, &str, &str)> {
+    // JSON has no raw line breaks, so an empty line ends a frame and nothing else.
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    text.split_inclusive("\n\n").filter_map(|frame| {
+        let number = frame.strip_prefix("id: ")?.split('\n').next()?.parse().ok()?;
+        let (kind, data) = parse(frame.as_bytes())?;
+        Some((number, kind, data))
+    })
+}
+
 fn parse(frame: &[u8]) -> Option<(&str, &str)> {
     let frame = std::str::from_utf8(frame).ok()?;
     let (_, rest) = frame.split_once("\nevent: ")?;

@@ -1,5 +1,6 @@
 //! What becomes of a message or a run that comes into a thread.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,12 @@ impl OnBusy {
             Self::Debounce => "debounce",
             Self::Steer => "steer",
         }
+    }
+}
+
+impl fmt::Display for OnBusy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -14,6 +14,7 @@ mod admit;
 mod change;
 mod follow_up;
 pub mod hours;
+mod position;
 mod state;
 
 #[cfg(test)]
@@ -22,4 +23,5 @@ mod tests;
 pub use admit::{Ask, Newcomer, Occasion, OnBusy, Quiet, Refusal};
 pub use change::{Change, Found, How, Open};
 pub use follow_up::{FollowUp, FollowUpRule, Progress};
+pub use position::{MOST_OPEN, NoPosition, Position};
 pub use state::{Event, EventKind, HandedOff, Happened, Thread, ThreadMessage};

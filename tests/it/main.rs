@@ -20,4 +20,5 @@ mod schedules;
 mod servers;
 mod stream;
 mod survive;
+mod threads;
 mod webhooks;

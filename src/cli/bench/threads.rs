@@ -82,7 +82,7 @@ struct Depths {
 
 #[derive(Deserialize)]
 struct Page {
-    runs: Vec<Listed>,
+    data: Vec<Listed>,
     next_cursor: Option<String>,
 }
 
@@ -137,7 +137,7 @@ pub(super) async fn measure(args: &ThreadsArgs) -> Result<bool, String> {
     let (mut runs, mut wrong, mut cursor) = (0, 0, None);
     loop {
         let page = page(&mut connection, &target, from, cursor).await?;
-        for run in page.runs {
+        for run in page.data {
             runs += 1;
             let in_order = run.input.iter().zip(1..=args.messages).all(|(said, number)| said.content == word(number));
             let whole = in_order && run.input.len() == args.messages as usize && run.status == "completed";

@@ -30,7 +30,7 @@ pub(crate) fn assert_log(events: &[Event]) -> Log {
 #[track_caller]
 pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
     let mut log = Log { attempts: Vec::new(), retries: Vec::new(), ending: None };
-    let (mut last, mut running, mut steps) = (0, false, 0);
+    let (mut last, mut running, mut waiting, mut steps) = (0, false, false, 0);
     for (index, event) in events.iter().enumerate() {
         let seen = tail(&events[..=index]);
         assert_eq!(log.ending, None, "something follows the final event: {seen}");
@@ -63,8 +63,13 @@ pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
             }
             "step.completed" => {
                 let step = event.data["step"].as_u64().expect("a step");
-                assert!(running && step == steps + 1, "a step was made twice, or left out: {seen}");
-                steps = step;
+                // An answer is a step, too.
+                assert!((running || waiting) && step == steps + 1, "a step was made twice, or left out: {seen}");
+                (steps, waiting) = (step, false);
+            }
+            "run.waiting" => {
+                assert!(running && event.data["wait_id"].is_string(), "{seen}");
+                (running, waiting) = (false, true);
             }
             "run.created" | "run.scheduled" | "run.queued" => {
                 assert!(!running, "a running run does not wait: {seen}");

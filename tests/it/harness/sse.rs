@@ -149,6 +149,30 @@ impl Stream {
         }
     }
 
+    /// The next frame of an event as it came; `None` at the end.
+    pub(crate) async fn next_frame(&mut self) -> Option<String> {
+        soon("the stream's next event", async {
+            loop {
+                if let Block::Event(frame) = self.block().await? {
+                    return Some(frame);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Reads until a comment comes; how many events came before it.
+    pub(crate) async fn frames_until_comment(&mut self) -> usize {
+        let mut frames = 0;
+        loop {
+            match soon("a comment", self.block()).await.expect("a comment") {
+                Block::Event(_) => frames += 1,
+                Block::Comment => return frames,
+                Block::Retry => {}
+            }
+        }
+    }
+
     async fn block(&mut self) -> Option<Block> {
         loop {
             if let Some(block) = self.frame() {
