@@ -301,6 +301,8 @@ mod tests {
             let decoded = Segment::decode(first, segment.bytes().clone(), &segment.encode_marks());
             prop_assert_eq!(decoded.as_ref(), Some(&segment));
             prop_assert_eq!(segment.events().count(), texts.len());
+            let read: Vec<_> = segment.events().map(|event| (event.seq, event.kind, event.data)).collect();
+            prop_assert_eq!(frames(segment.bytes()).collect::<Vec<_>>(), read);
         }
 
         #[test]
