@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::try_join3;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -23,7 +24,7 @@ use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
 use super::rows::{self, Columns, Found, limit, plain};
-use crate::run::{RunId, Timestamp};
+use crate::run::{Run, RunId, Segment, Tenant, Timestamp};
 use crate::store::spelling::{integer, json, on_disconnect_text, unsigned};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
 
@@ -33,10 +34,11 @@ const WRITE: &str = concat!(
     batch_arrays!(),
     ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
      $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[]) AS i(",
+     $47::bytea[], $48::bigint[], $49::bigint[], $50::uuid[], $51::bigint[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at) \
+     on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, thread_id, \
+     latest_due) \
      WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
      (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
@@ -48,13 +50,13 @@ const WRITE: &str = concat!(
      runs AS (INSERT INTO runcast_runs (id, tenant, agent, agent_version, priority, created_at, status, attempt, \
      failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
      finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-     error_message, reserved_seq, commit_number) SELECT id, tenant, agent, agent_version, priority, created_at, \
+     error_message, reserved_seq, commit_number, thread_id) SELECT id, tenant, agent, agent_version, priority, created_at, \
      status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
-     outcome, error_code, error_message, reserved_seq, commit_number FROM new), \
+     outcome, error_code, error_message, reserved_seq, commit_number, thread_id FROM new), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id FROM new), ",
+     on_disconnect, retry_of, correlation_id, latest_due) SELECT id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
+     on_disconnect, retry_of, correlation_id, latest_due FROM new), ",
     insert_log!("new"),
     ", armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
      SELECT timer_due, id, 1, timer_id FROM new WHERE timer_due IS NOT NULL \
@@ -117,6 +119,25 @@ impl Waiting {
         (at.elapsed() < COUNT_HOLDS).then(|| counted.saturating_add(self.created_since.saturating_mul(NODES)))
     }
 
+    /// Whether there is room for one more run, which is created if there is. Those that come at the same moment are
+    /// counted together: near the bound they may be as many too many.
+    pub(super) async fn has_room(memory: &Mutex<Self>, conn: &Conn, bound: u64) -> Result<bool, Failure> {
+        {
+            let mut waiting = memory.lock();
+            if waiting.at_most().is_some_and(|most| most < bound) {
+                waiting.created_since += 1;
+                return Ok(true);
+            }
+        }
+        if i64::try_from(bound).is_err() {
+            return Ok(true);
+        }
+        let counted = conn.query(COUNT, &[&integer(bound)]).await?;
+        let counted = counted.first().map_or(Ok(0), |row| row.try_get(0)).map(unsigned)?;
+        *memory.lock() = Self { counted: Some((counted, Instant::now())), created_since: u64::from(counted < bound) };
+        Ok(counted < bound)
+    }
+
     /// Which of `items` the bound lets in; the others are too many.
     async fn admit(&mut self, conn: &Conn, items: &[&Creation]) -> Result<Vec<bool>, Failure> {
         let unbounded = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
@@ -167,7 +188,7 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
         keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
     let together: Vec<&Creation> =
         (0..items.len()).filter(|at| admitted[*at] && first[*at]).map(|at| items[at]).collect();
-    let created = if together.is_empty() { HashSet::new() } else { insert(conn, &together).await? };
+    let created = if together.is_empty() { HashSet::new() } else { insert_between(conn, &together, [batch::BEGIN, "COMMIT"]).await? };
     waiting.created_since += created.len() as u64;
 
     let missed: Vec<usize> =
@@ -198,8 +219,26 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
     Ok((0..items.len()).map(answer).collect())
 }
 
-/// Inserts what can be; returns which.
-async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failure> {
+/// Creates a run, whatever its key and the bound say, within a transaction that has begun.
+pub(super) async fn insert(conn: &Conn, run: &Run, segment: &Segment) -> Result<(), Failure> {
+    let new = NewRun { run: run.clone(), segment: segment.clone(), key: None, max_waiting: u64::MAX };
+    let created = insert_between(conn, &[&Creation::new(new)?], [batch::BY_CONDITION, batch::AS_EVER]).await?;
+    match (created.is_empty(), run.spec.retry_of) {
+        (false, _) => Ok(()),
+        // Deleted since the caller has looked at it; it will find so when it looks again.
+        (true, Some(from)) => {
+            Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")).into())
+        }
+        (true, None) => Err(StoreError::Corrupt(format!("run {} was not created", run.spec.id)).into()),
+    }
+}
+
+/// Inserts what can be, between two other statements; returns which.
+async fn insert_between(
+    conn: &Conn,
+    items: &[&Creation],
+    [before, behind]: [&str; 2],
+) -> Result<HashSet<Uuid>, Failure> {
     let mut batch = Batch::default();
     for item in items {
         let run = &item.new.run;
@@ -227,7 +266,9 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     let fingerprints: Vec<_> = keys().map(|key| key.map(|key| &key.fingerprint[..])).collect();
     let valid: Vec<_> = keys().map(|key| millis(key.map(|key| key.valid_after))).collect();
     let expire: Vec<_> = items.iter().map(|item| millis(item.new.run.expires_at())).collect();
-    let more: [&(dyn ToSql + Sync); 19] = [
+    let threads: Vec<_> = specs().map(|spec| spec.thread.map(|thread| *thread.as_uuid())).collect();
+    let latest: Vec<_> = specs().map(|spec| millis(spec.latest_due)).collect();
+    let more: [&(dyn ToSql + Sync); 21] = [
         &tenants,
         &agents,
         &versions,
@@ -247,12 +288,14 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
         &fingerprints,
         &valid,
         &expire,
+        &threads,
+        &latest,
     ];
     let mut params = batch.params();
     params.extend(more);
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let written = client.query(&statement, &params);
-    let rows = try_join3(client.batch_execute(batch::BEGIN), written, client.batch_execute("COMMIT")).await?.1;
+    let rows = try_join3(client.batch_execute(before), written, client.batch_execute(behind)).await?.1;
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
@@ -291,6 +334,38 @@ async fn found(conn: &Conn, items: &[&Creation]) -> Result<HashMap<RunId, Result
         }
     }
     Ok(found)
+}
+
+/// The fingerprint and what the key was used for, unless that is forgotten.
+pub(super) async fn used(
+    conn: &Conn,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+) -> Result<Option<(Vec<u8>, Uuid)>, Failure> {
+    let sql = "SELECT fingerprint, run_id FROM runcast_idempotency \
+         WHERE tenant = $1 AND route = $2 AND key = $3 AND kept_at >= $4";
+    let (tenant, route, name) = (plain(tenant.as_str()), plain(key.route), plain(&key.key));
+    let rows = conn.query(sql, &[&tenant, &route, &name, &key.valid_after.as_millis()]).await?;
+    let found = rows.first().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    found.transpose()
+}
+
+/// Keeps a key, which was used at `now` to make what is called `subject`. False: someone else was first.
+pub(super) async fn keep(
+    conn: &Conn,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+    subject: Uuid,
+    now: Timestamp,
+) -> Result<bool, Failure> {
+    let sql = "INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, route, key) DO UPDATE \
+         SET fingerprint = EXCLUDED.fingerprint, run_id = EXCLUDED.run_id, kept_at = EXCLUDED.kept_at \
+         WHERE k.kept_at < $7";
+    let (tenant, route, name) = (plain(tenant.as_str()), plain(key.route), plain(&key.key));
+    let (fingerprint, kept, valid) = (&key.fingerprint[..], now.as_millis(), key.valid_after.as_millis());
+    let params: super::conn::Params<'_> = &[&tenant, &route, &name, &fingerprint, &subject, &kept, &valid];
+    Ok(conn.execute(sql, params).await? > 0)
 }
 
 /// Removes keys kept since before `before`.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::conn::Conn;
 use super::error::Failure;
-use crate::run::{Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, Timer, Timestamp, Usage};
+use crate::run::{Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage};
 use crate::store::spelling::{Documents, json, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 
@@ -22,7 +22,8 @@ macro_rules! run_columns {
          r.crashes, r.steps, r.timer_due, r.timer_id, r.reason, r.timers_armed, r.started_at, r.attempt_started_at, \
          r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, r.estimated, \
          r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.cancel_requested, s.input, \
-         s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id"
+         s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id, \
+         r.thread_id, s.latest_due"
     };
 }
 pub(super) use run_columns;
@@ -88,6 +89,8 @@ impl Found {
         let max_attempts = columns.small("max_attempts")?;
         let on_disconnect = columns.text(on_disconnect)?;
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
+        let thread = columns.take::<Option<_>>()?.map(ThreadId::from_uuid);
+        let latest_due = columns.optional_time()?;
         let output = if row.len() > columns.next { columns.take()? } else { None };
         let spec = Spec {
             id,
@@ -102,8 +105,8 @@ impl Found {
             max_attempts,
             on_disconnect,
             metadata: BTreeMap::new(),
-            thread: None,
-            latest_due: None,
+            thread,
+            latest_due,
             retry_of,
             correlation_id,
             created_at,
@@ -193,7 +196,7 @@ impl<'r> Columns<'r> {
         self.take().map(unsigned)
     }
 
-    fn small<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T, StoreError> {
+    pub(super) fn small<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T, StoreError> {
         let number: i64 = self.take()?;
         T::try_from(number).map_err(|_| unreadable(what, number))
     }
@@ -210,8 +213,12 @@ impl<'r> Columns<'r> {
         self.take().map(Timestamp::from_millis)
     }
 
-    fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.take::<Option<_>>()?.map(Timestamp::from_millis))
+    }
+
+    pub(super) fn optional_number(&mut self) -> Result<Option<u64>, StoreError> {
+        Ok(self.take::<Option<_>>()?.map(unsigned))
     }
 
     fn usage(&mut self) -> Result<Usage, StoreError> {
