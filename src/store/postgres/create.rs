@@ -188,7 +188,11 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
         keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
     let together: Vec<&Creation> =
         (0..items.len()).filter(|at| admitted[*at] && first[*at]).map(|at| items[at]).collect();
-    let created = if together.is_empty() { HashSet::new() } else { insert_between(conn, &together, [batch::BEGIN, "COMMIT"]).await? };
+    let created = if together.is_empty() {
+        HashSet::new()
+    } else {
+        insert_between(conn, &together, [batch::BEGIN, "COMMIT"]).await?
+    };
     waiting.created_since += created.len() as u64;
 
     let missed: Vec<usize> =
@@ -226,9 +230,7 @@ pub(super) async fn insert(conn: &Conn, run: &Run, segment: &Segment) -> Result<
     match (created.is_empty(), run.spec.retry_of) {
         (false, _) => Ok(()),
         // Deleted since the caller has looked at it; it will find so when it looks again.
-        (true, Some(from)) => {
-            Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")).into())
-        }
+        (true, Some(from)) => Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")).into()),
         (true, None) => Err(StoreError::Corrupt(format!("run {} was not created", run.spec.id)).into()),
     }
 }

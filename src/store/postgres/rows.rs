@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::conn::Conn;
 use super::error::Failure;
-use crate::run::{Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage};
+use crate::run::{
+    Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
+};
 use crate::store::spelling::{Documents, json, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 

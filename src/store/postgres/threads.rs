@@ -177,7 +177,11 @@ fn points_to_message(occasion: &Occasion) -> bool {
 }
 
 /// Something comes in. `None`: its key was taken meanwhile, and nothing has happened.
-async fn admit(conn: &Conn, admission: &Admission, waiting: &parking_lot::Mutex<Waiting>) -> Result<Option<Admitted>, Failure> {
+async fn admit(
+    conn: &Conn,
+    admission: &Admission,
+    waiting: &parking_lot::Mutex<Waiting>,
+) -> Result<Option<Admitted>, Failure> {
     let Admission { tenant, thread, ask, key, max_waiting } = admission;
     let locked = lock(conn, Some(tenant), *thread).await?;
     // Whoever has used the key for this thread has done so before the thread was locked.
@@ -584,12 +588,7 @@ async fn messages(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<
 
 /// What the agent of run `id` is shown. No snapshot is needed: the turns before the run's do not change any more, and
 /// what it has looked at is its own doing.
-async fn conversation(
-    conn: &Conn,
-    id: RunId,
-    max_messages: usize,
-    max_bytes: usize,
-) -> Result<Conversation, Failure> {
+async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: usize) -> Result<Conversation, Failure> {
     let mut conversation = Conversation::default();
     let turn = "SELECT thread_id, turn FROM runcast_messages WHERE run_id = $1 ORDER BY seq LIMIT 1";
     let rows = conn.query(turn, &[id.as_uuid()]).await?;
@@ -726,12 +725,7 @@ impl ThreadStore for PostgresStore {
         self.run(|conn| async move { list(&conn, tenant, before, metadata, limit).await }).await
     }
 
-    async fn patch_thread(
-        &self,
-        tenant: &Tenant,
-        id: ThreadId,
-        changes: Patch,
-    ) -> Result<Option<Thread>, StoreError> {
+    async fn patch_thread(&self, tenant: &Tenant, id: ThreadId, changes: Patch) -> Result<Option<Thread>, StoreError> {
         let changes = &changes;
         self.run(|conn| async move { patch(&conn, tenant, id, changes).await }).await
     }
@@ -757,9 +751,9 @@ impl ThreadStore for PostgresStore {
     async fn hand_off(&self, hand_off: HandOff) -> Result<Option<Moved>, StoreError> {
         let HandOff { tenant, thread, reason, by, now } = hand_off;
         let tenant = &tenant;
-        self.run(|conn| async move {
-            move_thread(&conn, tenant, thread, |found| found.hand_off(reason, by, now)).await
-        })
+        self.run(
+            |conn| async move { move_thread(&conn, tenant, thread, |found| found.hand_off(reason, by, now)).await },
+        )
         .await
     }
 

@@ -13,7 +13,9 @@ use super::error::{Blame, Failure};
 use super::rows::{self, Found, limit, plain};
 use super::threads::{self, Locked};
 use super::timers::{self, Armed, Timers};
-use crate::run::{Command, Context, Effect, Event, Rejection, Run, RunId, Segment, Status, StepRecord, Tenant, Timestamp};
+use crate::run::{
+    Command, Context, Effect, Event, Rejection, Run, RunId, Segment, Status, StepRecord, Tenant, Timestamp,
+};
 use crate::store::spelling::{Documents, integer, json, step_kind_text};
 use crate::store::{Changed, Followed, StoreError, Transition};
 
@@ -243,8 +245,7 @@ pub(super) async fn give_up(conn: &Conn, id: RunId, attempt: u32, now: Timestamp
 /// Gives up the attempts of up to `most` runs whose lease has ended: by the cancels that wait for them, or as
 /// crashes.
 pub(super) async fn recover(conn: &Conn, now: Timestamp, most: usize) -> Result<Vec<Transition>, Failure> {
-    let command =
-        |found: &Found| Command::Crash { attempt: found.run.attempt, cancel: found.cancel_requested };
+    let command = |found: &Found| Command::Crash { attempt: found.run.attempt, cancel: found.cancel_requested };
     let mut recovered = end_attempts(conn, EXPIRED, &[&limit(most)], now, command).await?;
     let room = limit(most.saturating_sub(recovered.len()));
     let candidates = candidates(conn, EXPIRED_IN_THREADS, &[&room]).await?;

@@ -106,7 +106,7 @@ fn a_file_of_a_newer_version_is_refused() {
     let path = made_by_sql(&directory, "PRAGMA user_version = 9999");
     let (error, text) = refusal(&path);
     assert!(matches!(error, StoreError::Foreign(_)));
-    assert!(text.contains(&path.display().to_string()) && text.contains("9999, expected at most 2"), "{text}");
+    assert!(text.contains(&path.display().to_string()) && text.contains("9999, expected at most 3"), "{text}");
 }
 
 #[tokio::test]
