@@ -10,7 +10,7 @@ mod moving;
 mod nodes;
 mod reading;
 mod recovering;
-mod threads;
+pub(crate) mod threads;
 
 use std::sync::Arc;
 

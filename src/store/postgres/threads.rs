@@ -176,7 +176,7 @@ fn points_to_message(occasion: &Occasion) -> bool {
     matches!(occasion, Occasion::Message { .. })
 }
 
-/// Something comes in. `None`: its key was taken meanwhile, and nothing has happened.
+/// Something comes in. `None`: nothing has, since its key was taken meanwhile, or the thread had to be put right first.
 async fn admit(
     conn: &Conn,
     admission: &Admission,
@@ -197,6 +197,15 @@ async fn admit(
         return existing(conn, points_to_message(&ask.occasion), id).await.map(Some);
     }
     let Some(locked) = locked else { return Ok(Some(Admitted::Missing)) };
+    if let Some(holder) = locked.thread.holder
+        && !locked.open.iter().any(|found| found.run.spec.id == holder)
+        && let Some(row) = rows::find(conn, &[*holder.as_uuid()]).await?.first()
+    {
+        // Its end was written by a node of the version before, which knows of no threads.
+        follow(conn, locked, &FoundRun::read(row)?.run, None, ask.now).await?;
+        end(conn).await?;
+        return Ok(None);
+    }
     let (found, before) = locked.split()?;
     let was = found.thread.clone();
     let change = match found.admit(ask) {

@@ -26,7 +26,7 @@ fn thread_id(number: u64) -> ThreadId {
     ThreadId::from_uuid(Uuid::from_u128(u128::from(number) << 64))
 }
 
-async fn thread(store: &dyn Store, number: u64) -> ThreadId {
+pub(crate) async fn thread(store: &dyn Store, number: u64) -> ThreadId {
     let id = thread_id(number);
     let new = NewThread { thread: Thread::new(id, tenant(), now()), key: None };
     assert_eq!(store.create_thread(new).await.unwrap(), ThreadCreated::New);
@@ -58,7 +58,7 @@ fn quiet(mut admission: Admission) -> Admission {
     admission
 }
 
-async fn say(store: &dyn Store, thread: ThreadId, number: u64, on_busy: OnBusy) -> Moved {
+pub(crate) async fn say(store: &dyn Store, thread: ThreadId, number: u64, on_busy: OnBusy) -> Moved {
     done(store.admit(message(thread, number, on_busy)).await.unwrap())
 }
 
