@@ -44,7 +44,7 @@ const EXPIRED: &str = "SELECT id FROM runcast_runs WHERE status = 'running' AND 
 
 /// The same of threads, without a lock: that of the thread comes first.
 const EXPIRED_IN_THREADS: &str = "SELECT id, attempt FROM (SELECT * FROM runcast_runs \
-     WHERE status = 'running' AND lease_until < now() OFFSET 0) r \
+     WHERE status = 'running' AND lease_until < now() ORDER BY lease_until OFFSET 0) r \
      WHERE thread_id IS NOT NULL ORDER BY lease_until LIMIT $1";
 
 /// Whether the lease of a run has still ended.
