@@ -83,7 +83,7 @@ async fn remove(
     }
     while let Some(kept) = threads.filter(|_| !stop.is_cancelled()) {
         let begun = Instant::now();
-        let gone = node.store.remove_idle_threads(before(kept), batch).await?;
+        let gone = node.store.delete_idle_threads(before(kept), batch).await?.len() as u64;
         if gone == 0 {
             break;
         }

@@ -13,11 +13,4 @@ pub trait RetentionStore: Send + Sync + 'static {
     /// idempotency keys, dead letters. At most `limit`, and fewer if that takes long; returns which. None are left
     /// when none were removed.
     async fn remove_finished(&self, before: Timestamp, limit: usize) -> Result<Vec<RunId>, StoreError>;
-
-    /// Removes threads in which nothing has happened since `before`, at most `limit`; returns how many.
-    async fn remove_idle_threads(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
-        // The place for it: there are no threads in the store yet.
-        let (_, _) = (before, limit);
-        Ok(0)
-    }
 }

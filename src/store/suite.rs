@@ -12,6 +12,7 @@ mod reading;
 mod recovering;
 mod schedules;
 mod sharing;
+pub(crate) mod threads;
 mod webhooks;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub(crate) use reading::*;
 pub(crate) use recovering::*;
 pub(crate) use schedules::*;
 pub(crate) use sharing::*;
+pub(crate) use threads::*;
 pub(crate) use webhooks::*;
 
 /// A store of its own for each case.
@@ -37,6 +39,11 @@ pub(crate) use webhooks::*;
 pub(crate) trait Harness: Send {
     /// The store as it is open now.
     fn store(&self) -> Arc<dyn Store>;
+
+    /// The same data through another node, if the store is one for many.
+    fn another(&self) -> Arc<dyn Store> {
+        self.store()
+    }
 
     /// Opens the data again as it would be found after `kill -9` at this moment, and when the leases of that
     /// time have ended.
@@ -137,6 +144,25 @@ macro_rules! store_suite {
             a_disabled_endpoint_gets_nothing_more
             deliveries_are_listed_by_pages_and_filters
             deliveries_go_with_their_run_and_with_time
+            threads_are_created_listed_changed_and_removed
+            a_run_is_shown_what_was_said_before_it
+            messages_that_come_quickly_become_one_run
+            a_run_whose_time_has_come_waits_for_its_thread
+            a_busy_thread_takes_what_comes_as_it_is_told
+            a_holder_that_has_no_owner_makes_room_at_once
+            what_a_run_said_is_dropped_if_that_is_wanted
+            a_run_looks_at_what_it_was_handed_before_it_completes
+            people_take_a_thread_over_and_give_it_back
+            a_follow_up_is_armed_until_someone_speaks
+            a_retry_takes_its_messages_over
+            a_message_comes_in_once_under_its_key
+            a_question_is_answered_once
+            a_question_that_nobody_answers_ends_its_run
+            a_lost_holder_makes_room_for_the_next
+            no_thread_has_two_active_runs
+            the_end_of_a_run_is_written_once
+            threads_that_are_idle_are_removed
+            many_messages_at_once_keep_their_order_and_their_runs
             counts_match_a_scan_after_any_history
             a_closed_store_refuses_everything
         }

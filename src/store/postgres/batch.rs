@@ -17,6 +17,12 @@ use crate::store::spelling::integer;
 /// Begins a transaction for statements over batches.
 pub(super) const BEGIN: &str = "BEGIN; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";
 
+/// The same within a transaction that has begun.
+pub(super) const BY_CONDITION: &str = "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";
+
+/// Ends what [`BY_CONDITION`] began: whatever is planned for the first time afterwards is planned as ever.
+pub(super) const AS_EVER: &str = "SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on";
+
 /// The arrays of [`Batch::params`], as parameters 1 to 30.
 macro_rules! batch_arrays {
     () => {
@@ -142,11 +148,6 @@ impl<'a> Batch<'a> {
         let letter = (run.status == Status::Failed).then(|| DeadLetter::of_run(run));
         self.letter_at.push(letter.as_ref().map(|letter| letter.at.as_millis()));
         self.letter_reason.push(letter.map(|letter| text(&letter.reason)));
-    }
-
-    /// The runs' ids.
-    pub(super) fn ids(&self) -> &[Uuid] {
-        &self.id
     }
 
     /// The first 30 parameters, to be followed by the statement's own.

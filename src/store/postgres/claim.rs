@@ -248,7 +248,7 @@ async fn next(conn: &Conn, claim: &Claim) -> Result<Vec<Next>, Failure> {
         // One run that cannot be read must not keep all others from being claimed.
         match Found::read(row) {
             Ok(found) => {
-                let decided = transition::decide(found, &command, claim.now);
+                let decided = transition::decide(found, &command, claim.now, false);
                 next.extend(decided.ok().map(|next| next.owned(claim.reserve)));
             }
             Err(error) => tracing::error!(%error, "a queued run cannot be read"),

@@ -13,6 +13,8 @@
 //! - The commit came first: the cancel, which locks the row before it looks (see `transition`), finds a run
 //!   that is not running any more, and the machine decides about it as it stands.
 //!
+//! The end of a run that belongs to a thread is written by itself, under the lock of the thread (see `threads`).
+//!
 //! What the UPDATE did not take is looked at afterwards: it may have been written by an earlier try whose answer
 //! got lost.
 
@@ -29,7 +31,9 @@ use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
 use super::rows::{Columns, plain};
+use super::transition::Held;
 use super::webhooks::{News, insert_deliveries};
+use super::{threads, transition};
 use crate::run::{RunId, Status};
 use crate::store::spelling::{integer, json, step_kind_text};
 use crate::store::{Commit, Committed, StoreError};
@@ -76,6 +80,11 @@ impl Decided {
         let output = commit.run.output.as_ref().filter(|_| leaves(&commit)).map(json).transpose()?;
         Ok(Self { commit, result, output })
     }
+
+    /// It ends a run that belongs to a thread: more than the run's own row is to be written.
+    pub(super) fn is_farewell(&self) -> bool {
+        self.commit.farewell.is_some()
+    }
 }
 
 fn leaves(commit: &Commit) -> bool {
@@ -103,6 +112,25 @@ impl Item for Decided {
 }
 
 async fn write(conn: &Conn, items: &[&Decided]) -> Result<Answers<Decided>, Failure> {
+    let done = write_between(conn, items, [batch::BEGIN, "COMMIT"]).await?;
+    let mut answers: HashMap<Uuid, _> = done.into_iter().map(|id| (id, Ok(Committed::Done))).collect();
+    let ids: Vec<Uuid> = items.iter().map(|item| *item.run().as_uuid()).collect();
+    let missed: Vec<Uuid> = ids.iter().filter(|id| !answers.contains_key(*id)).copied().collect();
+    let mut owners = HashMap::new();
+    if !missed.is_empty() {
+        for row in conn.query(OWNERS, &[&missed]).await? {
+            let mut columns = Columns::of(&row);
+            owners.insert(*columns.id()?.as_uuid(), Owner::read(&mut columns)?);
+        }
+    }
+    for (item, id) in items.iter().zip(&ids) {
+        answers.entry(*id).or_insert_with(|| Owner::answer(owners.get(id), &item.commit));
+    }
+    Ok(ids.iter().map(|id| answers.remove(id)).collect())
+}
+
+/// Writes what is still the items' to write, between two other statements; returns for which runs.
+async fn write_between(conn: &Conn, items: &[&Decided], [before, behind]: [&str; 2]) -> Result<Vec<Uuid>, Failure> {
     let (mut batch, mut news) = (Batch::default(), News::default());
     for Decided { commit, .. } in items {
         news.push(&commit.run, Status::Running, commit.segment.as_ref());
@@ -129,24 +157,43 @@ async fn write(conn: &Conn, items: &[&Decided]) -> Result<Answers<Decided>, Fail
 
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let written = client.query(&statement, &params);
-    let done = try_join3(client.batch_execute(batch::BEGIN), written, client.batch_execute("COMMIT")).await?.1;
-    let mut answers = HashMap::new();
-    for row in done {
-        answers.insert(row.try_get::<_, Uuid>(0)?, Ok(Committed::Done));
+    let done = try_join3(client.batch_execute(before), written, client.batch_execute(behind)).await?.1;
+    Ok(done.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
+/// Writes the end of a run that belongs to a thread, and what follows from it for the thread. The lock of the thread
+/// comes before that of the run, so nothing can be handed to the run meanwhile.
+pub(super) async fn finish(conn: &Conn, decided: &Decided) -> Result<Committed, Failure> {
+    let commit = &decided.commit;
+    let Some(Held { found, thread }) = transition::lock(conn, None, decided.run()).await? else {
+        return Ok(Committed::Fenced);
+    };
+    let owner = Owner {
+        attempt: found.run.attempt.into(),
+        number: found.commit_number,
+        running: found.run.status == Status::Running,
+        cancel_requested: found.cancel_requested,
+    };
+    let mut refused = owner.refusal(commit);
+    if refused.is_none() && commit.run.status == Status::Completed && threads::has_unread(conn, decided.run()).await? {
+        refused = Some(Committed::SteerWaits);
     }
-    let missed: Vec<Uuid> = batch.ids().iter().filter(|id| !answers.contains_key(*id)).copied().collect();
-    let mut owners = HashMap::new();
-    if !missed.is_empty() {
-        for row in conn.query(OWNERS, &[&missed]).await? {
-            let mut columns = Columns::of(&row);
-            owners.insert(*columns.id()?.as_uuid(), Owner::read(&mut columns)?);
+    if let Some(refused) = refused {
+        conn.client().batch_execute("COMMIT").await?;
+        return Ok(refused);
+    }
+    if write_between(conn, &[decided], [batch::BY_CONDITION, batch::AS_EVER]).await?.is_empty() {
+        // Its row is locked, and it is as it was found.
+        return Err(StoreError::Corrupt(format!("the end of run {} was not written", decided.run())).into());
+    }
+    let followed = match (thread, &commit.farewell) {
+        (Some(thread), Some(farewell)) => {
+            threads::follow(conn, thread, &commit.run, Some(farewell), farewell.now).await?
         }
-    }
-    for item in items {
-        let id = *item.commit.run.spec.id.as_uuid();
-        answers.entry(id).or_insert_with(|| Owner::answer(owners.get(&id), &item.commit));
-    }
-    Ok(batch.ids().iter().map(|id| answers.remove(id)).collect())
+        (None, _) | (_, None) => None,
+    };
+    conn.client().batch_execute("COMMIT").await?;
+    Ok(followed.map_or(Committed::Done, Committed::Followed))
 }
 
 /// How a run stands that was not taken.
@@ -165,19 +212,24 @@ impl Owner {
     }
 
     fn answer(owner: Option<&Self>, commit: &Commit) -> Result<Committed, StoreError> {
-        let Some(owner) = owner.filter(|owner| owner.attempt == u64::from(commit.run.attempt)) else {
-            return Ok(Committed::Fenced);
-        };
-        if owner.number == commit.number {
-            return Ok(Committed::Done);
-        }
-        if !owner.running || owner.number + 1 != commit.number {
-            return Ok(Committed::Fenced);
-        }
-        if owner.cancel_requested && leaves(commit) && commit.run.status != Status::Cancelled {
-            return Ok(Committed::CancelWaits);
-        }
+        let Some(owner) = owner else { return Ok(Committed::Fenced) };
         // Nothing of the kind is known to happen; another try will tell.
-        Err(StoreError::Unavailable("the run changed while it was written".to_owned()))
+        let changed = || StoreError::Unavailable("the run changed while it was written".to_owned());
+        owner.refusal(commit).ok_or_else(changed)
+    }
+
+    /// What keeps the commit from being written, if anything does.
+    fn refusal(&self, commit: &Commit) -> Option<Committed> {
+        if self.attempt != u64::from(commit.run.attempt) {
+            return Some(Committed::Fenced);
+        }
+        if self.number == commit.number {
+            return Some(Committed::Done);
+        }
+        if !self.running || self.number + 1 != commit.number {
+            return Some(Committed::Fenced);
+        }
+        let stopped = self.cancel_requested && leaves(commit) && commit.run.status != Status::Cancelled;
+        stopped.then_some(Committed::CancelWaits)
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::try_join3;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -24,10 +25,10 @@ use super::error::Failure;
 use super::lane::{Answers, Item};
 use super::link::{Link, Share};
 use super::rows::{self, Columns, Found, limit, plain};
-use crate::run::{RunId, Tenant, Timestamp};
+use crate::run::{Run, RunId, Segment, Tenant, Timestamp};
 use crate::store::shares::stride;
 use crate::store::spelling::{integer, json, on_disconnect_text, unsigned};
-use crate::store::{Created, IdempotencyKey, NewRun, StoreError};
+use crate::store::{self, Admitted, Created, IdempotencyKey, NewRun, StoreError};
 
 /// Takes the keys, and inserts the runs whose keys could be taken and whose steps are still there to be copied, but
 /// for those that are there already.
@@ -36,11 +37,11 @@ const WRITE: &str = concat!(
     batch_arrays!(),
     ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
      $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[], $52::text[]) AS i(",
+     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[], $52::text[], $53::uuid[], $54::bigint[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
      on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, stride, \
-     concurrency_key, webhook) \
+     concurrency_key, webhook, thread_id, latest_due) \
      WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
      (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
@@ -56,17 +57,17 @@ const WRITE: &str = concat!(
      runs AS (INSERT INTO runcast_runs (rank, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, status, attempt, \
      failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
      finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-     error_message, reserved_seq, commit_number) SELECT CASE WHEN status = 'queued' \
+     error_message, reserved_seq, commit_number, thread_id) SELECT CASE WHEN status = 'queued' \
      THEN (max(base) OVER lane + sum(stride) OVER (lane ORDER BY id))::bigint ELSE 0 END, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, \
      status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
-     outcome, error_code, error_message, reserved_seq, commit_number FROM based \
+     outcome, error_code, error_message, reserved_seq, commit_number, thread_id FROM based \
      WINDOW lane AS (PARTITION BY tenant, agent, agent_version, priority, status) \
      ON CONFLICT (id) DO NOTHING RETURNING id), \
      new AS MATERIALIZED (SELECT * FROM wanted WHERE id IN (SELECT id FROM runs)), \
      specs AS (INSERT INTO runcast_specs (run_id, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
-     on_disconnect, retry_of, correlation_id, webhook) SELECT id, input, params, metadata, ttl_at, timeout_ms, \
-     max_attempts, on_disconnect, retry_of, correlation_id, webhook FROM new), ",
+     on_disconnect, retry_of, correlation_id, webhook, latest_due) SELECT id, input, params, metadata, ttl_at, timeout_ms, \
+     max_attempts, on_disconnect, retry_of, correlation_id, webhook, latest_due FROM new), ",
     insert_log!("new"),
     ", armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
      SELECT timer_due, id, 1, timer_id FROM new WHERE timer_due IS NOT NULL \
@@ -78,9 +79,19 @@ const WRITE: &str = concat!(
      SELECT id FROM new"
 );
 
+macro_rules! by_index {
+    () => {
+        "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+    };
+}
+
 /// Begins a transaction for [`WRITE`], which is to find what it joins, and the ranks, by indexes and in their order.
-const BEGIN: &str = "BEGIN; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
-     SET LOCAL enable_mergejoin = off";
+const BEGIN: &str = concat!("BEGIN; ", by_index!());
+
+/// The same within a transaction, and behind it.
+const BY_INDEX: &str = by_index!();
+const AS_EVER: &str = "SET LOCAL enable_bitmapscan = DEFAULT; SET LOCAL enable_hashjoin = DEFAULT; \
+     SET LOCAL enable_mergejoin = DEFAULT";
 
 /// What the keys were used for, unless that is forgotten.
 const USED: &str = "SELECT wanted.at, k.fingerprint, k.run_id \
@@ -159,6 +170,42 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Why one more run of `tenant` is not let in; none if it is, and is created. Those that come at the same moment
+    /// are counted together: near a bound they may be as many too many.
+    pub(super) async fn refuses(
+        memory: &Mutex<Self>,
+        conn: &Conn,
+        bound: u64,
+        tenant: &Tenant,
+        of_tenant: Option<u64>,
+    ) -> Result<Option<Admitted>, Failure> {
+        let (all_near, tenant_near) = {
+            let waiting = memory.lock();
+            let counted = waiting.tenants.get(tenant);
+            let near = |most| counted.is_none_or(|counted: &Counted| counted.is_near(most, 1));
+            (i64::try_from(bound).is_ok() && waiting.all.is_near(bound, 1), of_tenant.filter(|most| near(*most)))
+        };
+        if all_near {
+            let counted = conn.query(COUNT, &[&integer(bound)]).await?;
+            let counted = counted.first().map_or(Ok(0), |row| row.try_get(0)).map(unsigned)?;
+            memory.lock().all = Counted::now(counted);
+            if counted >= bound {
+                return Ok(Some(Admitted::TooManyWaiting));
+            }
+        }
+        if let Some(most) = tenant_near {
+            let (names, bounds) = (vec![plain(tenant.as_str())], vec![integer(most)]);
+            let counted = conn.query(COUNT_OF_TENANTS, &[&names, &bounds]).await?;
+            let counted = counted.first().map_or(Ok(0), |row| row.try_get(1)).map(unsigned)?;
+            memory.lock().tenants.insert(tenant.clone(), Counted::now(counted));
+            if counted >= most {
+                return Ok(Some(Admitted::TooManyOfTenant));
+            }
+        }
+        memory.lock().created(std::iter::once(tenant));
+        Ok(None)
+    }
+
     /// What becomes of those of `items` that the bounds do not let in; none for the others.
     async fn admit(&mut self, conn: &Conn, items: &[&Creation]) -> Result<Vec<Option<Created>>, Failure> {
         let mut refused = vec![None; items.len()];
@@ -269,7 +316,8 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
         keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
     let together: Vec<&Creation> =
         (0..items.len()).filter(|at| refused[*at].is_none() && first[*at]).map(|at| items[at]).collect();
-    let created = if together.is_empty() { HashSet::new() } else { insert(conn, &together).await? };
+    let created =
+        if together.is_empty() { HashSet::new() } else { insert_between(conn, &together, [BEGIN, "COMMIT"]).await? };
     let new = together.iter().map(|item| &item.new.run.spec);
     waiting.created(new.filter(|spec| created.contains(spec.id.as_uuid())).map(|spec| &spec.tenant));
 
@@ -301,8 +349,24 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
     Ok((0..items.len()).map(answer).collect())
 }
 
-/// Inserts what can be; returns which.
-async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failure> {
+/// Creates a run, whatever its key and the bound say, within a transaction that has begun.
+pub(super) async fn insert(conn: &Conn, run: &Run, segment: &Segment, share: store::Share) -> Result<(), Failure> {
+    let new = NewRun { run: run.clone(), segment: segment.clone(), key: None, max_waiting: u64::MAX, share };
+    let created = insert_between(conn, &[&Creation::new(new)?], [BY_INDEX, AS_EVER]).await?;
+    match (created.is_empty(), run.spec.retry_of) {
+        (false, _) => Ok(()),
+        // Deleted since the caller has looked at it; it will find so when it looks again.
+        (true, Some(from)) => Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")).into()),
+        (true, None) => Err(StoreError::Corrupt(format!("run {} was not created", run.spec.id)).into()),
+    }
+}
+
+/// Inserts what can be, between two other statements; returns which.
+async fn insert_between(
+    conn: &Conn,
+    items: &[&Creation],
+    [before, behind]: [&str; 2],
+) -> Result<HashSet<Uuid>, Failure> {
     let mut batch = Batch::default();
     for item in items {
         let run = &item.new.run;
@@ -333,7 +397,9 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
     let strides: Vec<_> = items.iter().map(|item| stride(item.new.share.weight)).collect();
     let concurrency: Vec<_> = specs().map(|spec| spec.concurrency_key.as_deref().map(plain)).collect();
     let webhooks: Vec<_> = items.iter().map(|item| item.webhook.as_deref()).collect();
-    let more: [&(dyn ToSql + Sync); 22] = [
+    let threads: Vec<_> = specs().map(|spec| spec.thread.map(|thread| *thread.as_uuid())).collect();
+    let latest: Vec<_> = specs().map(|spec| millis(spec.latest_due)).collect();
+    let more: [&(dyn ToSql + Sync); 24] = [
         &tenants,
         &agents,
         &versions,
@@ -356,12 +422,14 @@ async fn insert(conn: &Conn, items: &[&Creation]) -> Result<HashSet<Uuid>, Failu
         &strides,
         &concurrency,
         &webhooks,
+        &threads,
+        &latest,
     ];
     let mut params = batch.params();
     params.extend(more);
     let (client, statement) = (conn.client(), conn.prepare(WRITE).await?);
     let written = client.query(&statement, &params);
-    let rows = try_join3(client.batch_execute(BEGIN), written, client.batch_execute("COMMIT")).await?.1;
+    let rows = try_join3(client.batch_execute(before), written, client.batch_execute(behind)).await?.1;
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
@@ -405,6 +473,38 @@ async fn found(conn: &Conn, items: &[&Creation]) -> Result<HashMap<RunId, Result
         }
     }
     Ok(found)
+}
+
+/// The fingerprint and what the key was used for, unless that is forgotten.
+pub(super) async fn used(
+    conn: &Conn,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+) -> Result<Option<(Vec<u8>, Uuid)>, Failure> {
+    let sql = "SELECT fingerprint, run_id FROM runcast_idempotency \
+         WHERE tenant = $1 AND route = $2 AND key = $3 AND kept_at >= $4";
+    let (tenant, route, name) = (plain(tenant.as_str()), plain(key.route), plain(&key.key));
+    let rows = conn.query(sql, &[&tenant, &route, &name, &key.valid_after.as_millis()]).await?;
+    let found = rows.first().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    found.transpose()
+}
+
+/// Keeps a key, which was used at `now` to make what is called `subject`. False: someone else was first.
+pub(super) async fn keep(
+    conn: &Conn,
+    tenant: &Tenant,
+    key: &IdempotencyKey,
+    subject: Uuid,
+    now: Timestamp,
+) -> Result<bool, Failure> {
+    let sql = "INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, route, key) DO UPDATE \
+         SET fingerprint = EXCLUDED.fingerprint, run_id = EXCLUDED.run_id, kept_at = EXCLUDED.kept_at \
+         WHERE k.kept_at < $7";
+    let (tenant, route, name) = (plain(tenant.as_str()), plain(key.route), plain(&key.key));
+    let (fingerprint, kept, valid) = (&key.fingerprint[..], now.as_millis(), key.valid_after.as_millis());
+    let params: super::conn::Params<'_> = &[&tenant, &route, &name, &fingerprint, &subject, &kept, &valid];
+    Ok(conn.execute(sql, params).await? > 0)
 }
 
 /// Removes keys kept since before `before`.

@@ -44,11 +44,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use self::commit::Decided;
 use self::conn::Conn;
-use self::create::Creation;
+use self::create::{Creation, Waiting};
 use self::error::Failure;
 use self::lane::Lane;
 use self::link::{Link, Share};
@@ -73,6 +74,8 @@ pub struct PostgresStore {
     link: Arc<Link>,
     creations: Lane<Creation>,
     commits: Lane<Decided>,
+    /// How many runs wait, as far as admissions to threads know.
+    waiting: Mutex<Waiting>,
     closed: AtomicBool,
 }
 
@@ -87,7 +90,8 @@ impl PostgresStore {
         check(&options)?;
         let link = Link::new(options);
         let (creations, commits) = (Lane::new(&link), Lane::new(&link));
-        Ok(Self { link, creations, commits, closed: AtomicBool::new(false) })
+        let waiting = Mutex::default();
+        Ok(Self { link, creations, commits, waiting, closed: AtomicBool::new(false) })
     }
 
     /// Brings the tables up to date, whatever [`auto_migrate`](PostgresOptions::auto_migrate) says. Fails when the
@@ -172,7 +176,12 @@ impl RunStore for PostgresStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed, StoreError> {
-        self.commits.call(Decided::new(commit)?).await
+        let decided = Decided::new(commit)?;
+        if !decided.is_farewell() {
+            return self.commits.call(decided).await;
+        }
+        let decided = &decided;
+        self.run(|conn| async move { commit::finish(&conn, decided).await }).await
     }
 
     async fn extend(&self, owned: &[(RunId, u32)], lease: Duration) -> Result<Vec<Held>, StoreError> {

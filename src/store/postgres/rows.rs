@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::conn::Conn;
 use super::error::Failure;
-use crate::run::{Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, Timer, Timestamp, Usage};
+use crate::run::{
+    Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
+};
 use crate::store::spelling::{Documents, json, on_disconnect, parse, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 
@@ -23,7 +25,7 @@ macro_rules! run_columns {
          r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, r.estimated, \
          r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.cancel_requested, s.input, \
          s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id, \
-         r.concurrency_key, s.webhook"
+         r.concurrency_key, s.webhook, r.thread_id, s.latest_due"
     };
 }
 pub(super) use run_columns;
@@ -91,6 +93,8 @@ impl Found {
         let (retry_of, correlation_id) = (columns.optional_id()?, columns.take()?);
         let concurrency_key = columns.take()?;
         let webhook = columns.take::<Option<&str>>()?.map(parse).transpose()?;
+        let thread = columns.take::<Option<_>>()?.map(ThreadId::from_uuid);
+        let latest_due = columns.optional_time()?;
         let output = if row.len() > columns.next { columns.take()? } else { None };
         let spec = Spec {
             id,
@@ -105,8 +109,8 @@ impl Found {
             max_attempts,
             on_disconnect,
             metadata: BTreeMap::new(),
-            thread: None,
-            latest_due: None,
+            thread,
+            latest_due,
             retry_of,
             concurrency_key,
             correlation_id,
@@ -217,6 +221,10 @@ impl<'r> Columns<'r> {
 
     pub(super) fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.take::<Option<_>>()?.map(Timestamp::from_millis))
+    }
+
+    pub(super) fn optional_number(&mut self) -> Result<Option<u64>, StoreError> {
+        Ok(self.take::<Option<_>>()?.map(unsigned))
     }
 
     fn usage(&mut self) -> Result<Usage, StoreError> {

@@ -36,18 +36,24 @@ pub(super) async fn list(
     let until = filter.created_before.map_or(i64::MAX, Timestamp::as_millis);
     let labels: Vec<String> = filter.metadata.iter().map(|(key, value)| line(key, value)).collect::<Result<_, _>>()?;
     let tenant = plain(tenant.as_str());
-    let params: [&(dyn ToSql + Sync); 7] = [&tenant, &before, &agent, &after, &until, &labels, &limit(most)];
-    let rows = conn.client().query(&page(&filter.statuses), &params).await?;
+    let (most, thread) = (limit(most), filter.thread.map(|thread| *thread.as_uuid()));
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&tenant, &before, &agent, &after, &until, &labels, &most];
+    params.extend(thread.as_ref().map(|thread| thread as &(dyn ToSql + Sync)));
+    let rows = conn.client().query(&page(&filter.statuses, thread.is_some()), &params).await?;
     let found = rows.iter().map(|row| Found::read(row).and_then(Found::into_stored));
     Ok(found.collect::<Result<_, _>>()?)
 }
 
 /// One statement, so that the runs are those whose ids were found. Each status is looked for by itself, as a
-/// literal: the planner must see that a partial index applies.
-fn page(statuses: &[Status]) -> String {
+/// literal: the planner must see that a partial index applies. Those of one thread are few, and found by it.
+fn page(statuses: &[Status], of_thread: bool) -> String {
+    let runs = match of_thread {
+        true => "(SELECT * FROM runcast_runs WHERE thread_id = $8 OFFSET 0)",
+        false => "runcast_runs",
+    };
     let select = |condition: &str| {
         format!(
-            "(SELECT id FROM runcast_runs r WHERE tenant = $1 AND id < $2 {condition} \
+            "(SELECT id FROM {runs} r WHERE tenant = $1 AND id < $2 {condition} \
              AND ($3::text IS NULL OR agent = $3) AND created_at >= $4 AND created_at < $5 \
              AND (cardinality($6::text[]) = 0 OR (SELECT bool_and(strpos(s.metadata, label) > 0) \
              FROM runcast_specs s, unnest($6::text[]) label WHERE s.run_id = r.id)) ORDER BY id DESC LIMIT $7)"

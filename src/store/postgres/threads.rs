@@ -1,78 +1,801 @@
 //! Threads, their messages and their logs.
+//!
+//! What a change of a thread leads to is decided by the pure part; here it is only read and written.
+//!
+//! **Locks.** Whoever may give a thread to another of its runs locks the row of the thread first, then the rows of its
+//! open runs in the order of their ids, which is the order of every batch. So nobody waits for a thread who holds
+//! anything that a holder of the thread waits for. The key of an admission comes last: who finds it taken begins again.
+//! Claims and what the owner of a run writes while the run goes on take no lock of a thread: until it has ended a run
+//! keeps its thread, whatever becomes of it.
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures_util::future::{try_join, try_join4};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
-use super::PostgresStore;
-use crate::run::{Message, RunId, Tenant, ThreadId, Timestamp};
+use super::conn::{Conn, Params};
+use super::create::Waiting;
+use super::error::Failure;
+use super::rows::{self, Columns, Found as FoundRun, limit, line, plain};
+use super::timers::{self, Armed};
+use super::transition::{self, Written};
+use super::{PostgresStore, create, webhooks};
+use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
+use crate::store::spelling::{integer, json, parse, role, role_text, unreadable};
 use crate::store::{
-    Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, StoreError, ThreadCreated, ThreadDeleted,
-    ThreadStore,
+    Admission, Admitted, Conversation, Farewell, Followed, HandOff, IdempotencyKey, Moved, NewThread, Patch, Share,
+    StoreError, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, TimerKind,
 };
-use crate::thread::{Event, Thread, ThreadMessage};
+use crate::thread::{
+    Change, Event, EventKind, FollowUp, Found, HandedOff, Happened, Occasion, Open, Progress, Thread, ThreadMessage,
+};
 
-fn missing<T>() -> Result<T, StoreError> {
-    Err(StoreError::Misconfigured("threads need a store that keeps them".to_owned()))
+/// The columns of a thread, in the order in which [`read_thread`] takes them.
+macro_rules! thread {
+    () => {
+        "SELECT id, tenant, metadata, state, created_at, active_at, handed_at, handed_reason, handed_by, holder, \
+         dropping, turns, last_message, last_event, follow_up_due, follow_up_timer, follow_up_agent, rule, sent, \
+         timers_armed FROM runcast_threads"
+    };
+}
+
+/// The columns of a message, in the order in which [`read_message`] takes them.
+macro_rules! message {
+    () => {
+        "SELECT id, seq, role, content, run_id, turn, unread, after_step, at FROM runcast_messages"
+    };
+}
+
+/// The open runs of thread `$1`, in the order in which rows are locked.
+macro_rules! open {
+    () => {
+        "(SELECT id FROM runcast_runs WHERE thread_id = $1 AND finished_at IS NULL ORDER BY id) AS wanted"
+    };
+}
+
+/// The thread that run `$1` belongs to.
+pub(super) const LOCK_OF_RUN: &str =
+    concat!(thread!(), " WHERE id = (SELECT thread_id FROM runcast_runs WHERE id = $1) FOR UPDATE");
+
+const LOCK: &str = concat!(thread!(), " WHERE id = $1 FOR UPDATE");
+
+const LOCK_OPEN: &str = concat!(
+    "SELECT 1 FROM ",
+    open!(),
+    " CROSS JOIN LATERAL (SELECT 1 FROM runcast_runs WHERE id = wanted.id FOR UPDATE) r"
+);
+
+const LOAD_OPEN: &str = rows::load!(open!());
+
+const GET: &str = concat!(thread!(), " WHERE id = $1");
+
+/// An admission or a creation finds its key taken at the last moment at most so often.
+const TRIES: usize = 3;
+
+/// A thread and its open runs, all of them locked.
+pub(super) struct Locked {
+    thread: Thread,
+    open: Vec<FoundRun>,
+}
+
+/// An open run as it is in the store, before a change.
+struct Before {
+    id: RunId,
+    status: Status,
+    armed: Armed,
+    commit_number: u64,
+}
+
+impl Locked {
+    /// The thread of this row, with these open runs.
+    pub(super) fn read(row: &Row, open: Vec<FoundRun>) -> Result<Self, StoreError> {
+        Ok(Self { thread: read_thread(row)?, open })
+    }
+
+    /// Whether another run than `id` holds the thread.
+    pub(super) fn is_busy_for(&self, id: RunId) -> bool {
+        self.thread.holder.is_some_and(|holder| holder != id)
+    }
+
+    /// What the pure part is given, and what is needed to write it back.
+    fn split(self) -> Result<(Found, Vec<Before>), StoreError> {
+        let Self { thread, mut open } = self;
+        open.sort_by_key(|found| found.run.spec.id);
+        let (mut runs, mut before) = (Vec::with_capacity(open.len()), Vec::with_capacity(open.len()));
+        for FoundRun { run, reserved_seq, commit_number, cancel_requested, documents, .. } in open {
+            before.push(Before { id: run.spec.id, status: run.status, armed: Armed::of(&run), commit_number });
+            // The others' documents are nobody's concern here.
+            let run = if run.gathers() { documents.complete(run)? } else { run };
+            runs.push(Open { run, reserved_seq, cancel_requested });
+        }
+        Ok((Found { thread, open: runs }, before))
+    }
+}
+
+/// Begins a transaction and locks thread `id` with its open runs. If there is no such thread, or it is another
+/// tenant's, the transaction is over.
+async fn lock(conn: &Conn, tenant: Option<&Tenant>, id: ThreadId) -> Result<Option<Locked>, Failure> {
+    let client = conn.client();
+    let thread = conn.prepare(LOCK).await?;
+    let (lock, load) = (conn.prepare(LOCK_OPEN).await?, conn.prepare(LOAD_OPEN).await?);
+    let params: Params<'_> = &[id.as_uuid()];
+    let pipeline = (client.batch_execute("BEGIN"), client.query(&thread, params), client.query(&lock, params));
+    let load = client.query(&load, params);
+    let (_, threads, _, rows) = try_join4(pipeline.0, pipeline.1, pipeline.2, load).await?;
+    let thread = threads.first().map(read_thread).transpose()?;
+    let Some(thread) = thread.filter(|thread| tenant.is_none_or(|tenant| thread.tenant == *tenant)) else {
+        end(conn).await?;
+        return Ok(None);
+    };
+    let open = rows.iter().map(FoundRun::read).collect::<Result<_, _>>()?;
+    Ok(Some(Locked { thread, open }))
+}
+
+async fn end(conn: &Conn) -> Result<(), Failure> {
+    Ok(conn.client().batch_execute("COMMIT").await?)
+}
+
+async fn undo(conn: &Conn) -> Result<(), Failure> {
+    Ok(conn.client().batch_execute("ROLLBACK").await?)
+}
+
+/// Run `after` of a locked thread, which was just written, has changed: what that means for the thread is written,
+/// too, by the transaction that holds the locks.
+pub(super) async fn follow(
+    conn: &Conn,
+    locked: Locked,
+    after: &Run,
+    farewell: Option<&Farewell>,
+    now: Timestamp,
+) -> Result<Option<Followed>, Failure> {
+    if !after.status.is_final() && after.status != Status::Queued {
+        return Ok(None);
+    }
+    let (found, before) = locked.split()?;
+    let was = found.thread.clone();
+    let (said, rules) = farewell.map_or((Vec::new(), &[][..]), |farewell| (farewell.said.clone(), &farewell.rules));
+    let change = found.moved(after, said, rules, now);
+    if change.thread == was {
+        return Ok(None);
+    }
+    write(conn, &was, &change, &before, Share::default()).await?;
+    let armed = armed(&change.thread);
+    Ok(Some(Followed { changed: change.changed, armed }))
+}
+
+/// Messages wait that the run has not looked at.
+pub(super) async fn has_unread(conn: &Conn, id: RunId) -> Result<bool, Failure> {
+    let sql = "SELECT 1 FROM runcast_messages WHERE run_id = $1 AND unread LIMIT 1";
+    Ok(!conn.query(sql, &[id.as_uuid()]).await?.is_empty())
+}
+
+/// The keys of messages point to them; those of other admissions point to runs.
+fn points_to_message(occasion: &Occasion) -> bool {
+    matches!(occasion, Occasion::Message { .. })
+}
+
+/// Something comes in. `None`: nothing has, since its key was taken meanwhile, or the thread had to be put right first.
+async fn admit(
+    conn: &Conn,
+    admission: &Admission,
+    waiting: &parking_lot::Mutex<Waiting>,
+) -> Result<Option<Admitted>, Failure> {
+    let Admission { tenant, thread, ask, key, max_waiting, share } = admission;
+    let locked = lock(conn, Some(tenant), *thread).await?;
+    // Whoever has used the key for this thread has done so before the thread was locked.
+    if let Some(key) = key
+        && let Some((fingerprint, id)) = create::used(conn, tenant, key).await?
+    {
+        if locked.is_some() {
+            end(conn).await?;
+        }
+        if fingerprint != key.fingerprint {
+            return Ok(Some(Admitted::KeyReused));
+        }
+        return existing(conn, points_to_message(&ask.occasion), id).await.map(Some);
+    }
+    let Some(locked) = locked else { return Ok(Some(Admitted::Missing)) };
+    if let Some(holder) = locked.thread.holder
+        && !locked.open.iter().any(|found| found.run.spec.id == holder)
+        && let Some(row) = rows::find(conn, &[*holder.as_uuid()]).await?.first()
+    {
+        // Its end was written by a node of the version before, which knows of no threads.
+        follow(conn, locked, &FoundRun::read(row)?.run, None, ask.now).await?;
+        end(conn).await?;
+        return Ok(None);
+    }
+    let (found, before) = locked.split()?;
+    let was = found.thread.clone();
+    let change = match found.admit(ask) {
+        Ok(change) => change,
+        Err(refusal) => {
+            end(conn).await?;
+            return Ok(Some(Admitted::Refused(refusal)));
+        }
+    };
+    if change.created.is_some()
+        && let Some(refused) = Waiting::refuses(waiting, conn, *max_waiting, tenant, share.max_waiting).await?
+    {
+        end(conn).await?;
+        return Ok(Some(refused));
+    }
+    write(conn, &was, &change, &before, *share).await?;
+    let subject = match points_to_message(&ask.occasion) {
+        true => change.messages.first().map(|message| message.id),
+        false => change.how.run().map(|run| *run.as_uuid()),
+    };
+    let moved = moved(conn, change).await?;
+    if let (Some(key), Some(subject)) = (key, subject)
+        && !create::keep(conn, tenant, key, subject, ask.now).await?
+    {
+        undo(conn).await?;
+        return Ok(None);
+    }
+    end(conn).await?;
+    Ok(Some(Admitted::Done(Box::new(moved))))
+}
+
+async fn existing(conn: &Conn, message: bool, id: Uuid) -> Result<Admitted, Failure> {
+    let (message, run) = if message {
+        let rows = conn.query(concat!(message!(), " WHERE id = $1"), &[&id]).await?;
+        let message = rows.first().map(read_message).transpose()?;
+        let run = message.as_ref().and_then(|message| message.run);
+        (message, run)
+    } else {
+        (None, Some(RunId::from_uuid(id)))
+    };
+    let run = match run {
+        Some(run) => rows::find(conn, &[*run.as_uuid()]).await?.first().map(FoundRun::read).transpose()?,
+        None => None,
+    };
+    let run = run.map(FoundRun::into_stored).transpose()?.map(Box::new);
+    Ok(Admitted::Existing { message, run })
+}
+
+async fn moved(conn: &Conn, change: Change) -> Result<Moved, Failure> {
+    let Change { thread, created, changed, grown, cancel, messages, events, how, .. } = change;
+    let id = how.run();
+    let is = |run: &&Run| Some(run.spec.id) == id;
+    let known = created.as_ref().map(|created| &created.run).into_iter();
+    let known = known.chain(changed.iter().rev().map(|changed| &changed.run)).chain(&grown).find(is).cloned();
+    let run = match (known, id) {
+        (Some(run), _) => Some(run),
+        (None, Some(id)) => {
+            let found = rows::find(conn, &[*id.as_uuid()]).await?.first().map(FoundRun::read).transpose()?;
+            found.map(FoundRun::into_stored).transpose()?.map(|stored| stored.run)
+        }
+        (None, None) => None,
+    };
+    Ok(Moved { thread, how, run, message: messages.into_iter().next(), created, changed, cancel, events })
+}
+
+async fn move_thread(
+    conn: &Conn,
+    tenant: &Tenant,
+    id: ThreadId,
+    decide: impl FnOnce(Found) -> Change,
+) -> Result<Option<Moved>, Failure> {
+    let Some(locked) = lock(conn, Some(tenant), id).await? else { return Ok(None) };
+    let (found, before) = locked.split()?;
+    let was = found.thread.clone();
+    let change = decide(found);
+    write(conn, &was, &change, &before, Share::default()).await?;
+    let moved = moved(conn, change).await?;
+    end(conn).await?;
+    Ok(Some(moved))
+}
+
+/// Writes a change of a thread that was `was`, and of its runs, which were `before`. The transaction goes on.
+/// A run that is created has this share.
+async fn write(conn: &Conn, was: &Thread, change: &Change, before: &[Before], share: Share) -> Result<(), Failure> {
+    if change.thread != *was {
+        update(conn, &change.thread).await?;
+        rearm(conn, was, &change.thread).await?;
+    }
+    let written = change.changed.iter().filter_map(|changed| {
+        let run = &changed.run;
+        let before = before.iter().find(|before| before.id == run.spec.id)?;
+        let (reserved_seq, commit_number) = (run.last_seq, before.commit_number);
+        let (from, armed) = (before.status, before.armed);
+        Some(Written { run, segment: &changed.segment, reserved_seq, commit_number, from, before: armed })
+    });
+    let written: Vec<_> = written.collect();
+    if !written.is_empty() {
+        transition::write_on(conn, &written).await?;
+    }
+    if let Some(run) = &change.grown {
+        let sql = "UPDATE runcast_specs SET input = $2 WHERE run_id = $1";
+        conn.execute(sql, &[run.spec.id.as_uuid(), &json(&run.spec.input)?]).await?;
+    }
+    if let Some(run) = change.cancel {
+        transition::keep_cancel(conn, run).await?;
+    }
+    if let Some(created) = &change.created {
+        create::insert(conn, &created.run, &created.segment, share).await?;
+    }
+    if !change.messages.is_empty() {
+        insert_messages(conn, change.thread.id, &change.messages).await?;
+    }
+    if let Some((from, to)) = change.taken_over {
+        let sql = "UPDATE runcast_messages SET run_id = $1, turn = NULL WHERE run_id = $2 AND role <> 'assistant'";
+        conn.execute(sql, &[to.as_uuid(), from.as_uuid()]).await?;
+    }
+    for (run, turn) in &change.turns {
+        let sql = "UPDATE runcast_messages SET turn = $1 WHERE run_id = $2 AND turn IS NULL";
+        conn.execute(sql, &[&integer(*turn), run.as_uuid()]).await?;
+    }
+    for event in &change.events {
+        let sql = "INSERT INTO runcast_thread_events (thread_id, seq, at, kind, run_id, text) \
+             VALUES ($1, $2, $3, $4, $5, $6)";
+        let (kind, run) = (event.happened.kind().as_str(), event.happened.run().map(|run| *run.as_uuid()));
+        let (seq, at, text) = (integer(event.seq), event.at.as_millis(), plain(event.happened.text()));
+        conn.execute(sql, &[change.thread.id.as_uuid(), &seq, &at, &kind, &run, &text]).await?;
+        if let Some(news) = ThreadNews::of(&change.thread, event) {
+            webhooks::put_thread(conn, &news).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn insert_messages(conn: &Conn, thread: ThreadId, messages: &[ThreadMessage]) -> Result<(), Failure> {
+    let sql = "INSERT INTO runcast_messages (thread_id, seq, id, role, content, run_id, turn, unread, after_step, at) \
+         SELECT $1, * FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::bigint[], \
+         $8::bool[], $9::bigint[], $10::bigint[])";
+    let seqs: Vec<_> = messages.iter().map(|message| integer(message.seq)).collect();
+    let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
+    let roles: Vec<_> = messages.iter().map(|message| role_text(message.message.role)).collect();
+    let contents: Vec<_> = messages.iter().map(|message| plain(&message.message.content)).collect();
+    let runs: Vec<_> = messages.iter().map(|message| message.run.map(|run| *run.as_uuid())).collect();
+    let turns: Vec<_> = messages.iter().map(|message| message.turn.map(integer)).collect();
+    let unread: Vec<_> = messages.iter().map(|message| message.unread).collect();
+    let steps: Vec<_> = messages.iter().map(|message| message.after_step.map(i64::from)).collect();
+    let times: Vec<_> = messages.iter().map(|message| message.at.as_millis()).collect();
+    let params: Params<'_> =
+        &[thread.as_uuid(), &seqs, &ids, &roles, &contents, &runs, &turns, &unread, &steps, &times];
+    conn.execute(sql, params).await.map(drop)
+}
+
+/// The follow-up timer of a thread.
+fn armed(thread: &Thread) -> Option<TimerKey> {
+    let Timer { due, id } = thread.follow_up.as_ref()?.timer;
+    Some(TimerKey { due, owner: *thread.id.as_uuid(), kind: TimerKind::FollowUp(id) })
+}
+
+async fn rearm(conn: &Conn, was: &Thread, thread: &Thread) -> Result<(), Failure> {
+    let (before, after) = (armed(was), armed(thread));
+    if before == after {
+        return Ok(());
+    }
+    if let Some(timer) = before {
+        timers::remove(conn, timer).await?;
+    }
+    if let Some(timer) = after {
+        timers::insert(conn, timer).await?;
+    }
+    Ok(())
+}
+
+/// The columns of a thread that change.
+struct State {
+    metadata: String,
+    state: String,
+    active_at: i64,
+    handed_at: Option<i64>,
+    handed_reason: Option<String>,
+    handed_by: Option<Uuid>,
+    holder: Option<Uuid>,
+    dropping: bool,
+    numbers: [i64; 6],
+    follow_up: (Option<i64>, Option<i64>, Option<String>),
+}
+
+impl State {
+    fn of(thread: &Thread) -> Result<Self, StoreError> {
+        let (handed, follow_up) = (thread.handed_off.as_ref(), thread.follow_up.as_ref());
+        Ok(Self {
+            metadata: rows::metadata(&thread.metadata)?,
+            state: json(&thread.state)?,
+            active_at: thread.active_at.as_millis(),
+            handed_at: handed.map(|handed| handed.at.as_millis()),
+            handed_reason: handed.map(|handed| plain(&handed.reason).into_owned()),
+            handed_by: handed.and_then(|handed| handed.by).map(|run| *run.as_uuid()),
+            holder: thread.holder.map(|run| *run.as_uuid()),
+            dropping: thread.dropping,
+            numbers: [
+                integer(thread.turns),
+                integer(thread.last_message),
+                integer(thread.last_event),
+                thread.progress.rule.into(),
+                thread.progress.sent.into(),
+                integer(thread.timers_armed),
+            ],
+            follow_up: (
+                follow_up.map(|follow_up| follow_up.timer.due.as_millis()),
+                follow_up.map(|follow_up| integer(follow_up.timer.id)),
+                follow_up.map(|follow_up| plain(&follow_up.agent).into_owned()),
+            ),
+        })
+    }
+
+    /// Parameters 2 to 18, behind the id.
+    fn params<'a>(&'a self, id: &'a Uuid) -> Vec<&'a (dyn ToSql + Sync)> {
+        let [turns, last_message, last_event, rule, sent, timers_armed] = &self.numbers;
+        let (due, timer, agent) = &self.follow_up;
+        vec![
+            id,
+            &self.metadata,
+            &self.state,
+            &self.active_at,
+            &self.handed_at,
+            &self.handed_reason,
+            &self.handed_by,
+            &self.holder,
+            &self.dropping,
+            turns,
+            last_message,
+            last_event,
+            due,
+            timer,
+            agent,
+            rule,
+            sent,
+            timers_armed,
+        ]
+    }
+}
+
+async fn update(conn: &Conn, thread: &Thread) -> Result<(), Failure> {
+    let sql = "UPDATE runcast_threads SET metadata = $2, state = $3, active_at = $4, handed_at = $5, \
+         handed_reason = $6, handed_by = $7, holder = $8, dropping = $9, turns = $10, last_message = $11, \
+         last_event = $12, follow_up_due = $13, follow_up_timer = $14, follow_up_agent = $15, rule = $16, sent = $17, \
+         timers_armed = $18 WHERE id = $1";
+    conn.execute(sql, &State::of(thread)?.params(thread.id.as_uuid())).await.map(drop)
+}
+
+/// Whether it is new.
+async fn insert(conn: &Conn, thread: &Thread) -> Result<bool, Failure> {
+    let sql = "INSERT INTO runcast_threads (id, metadata, state, active_at, handed_at, handed_reason, handed_by, \
+         holder, dropping, turns, last_message, last_event, follow_up_due, follow_up_timer, follow_up_agent, rule, \
+         sent, timers_armed, tenant, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+         $15, $16, $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING";
+    let (state, tenant, created) = (State::of(thread)?, plain(thread.tenant.as_str()), thread.created_at.as_millis());
+    let mut params = state.params(thread.id.as_uuid());
+    params.push(&tenant);
+    params.push(&created);
+    Ok(conn.execute(sql, &params).await? > 0)
+}
+
+/// Creates a thread. `None`: its key or its id was taken meanwhile, and nothing has happened.
+async fn create(conn: &Conn, thread: &Thread, key: Option<&IdempotencyKey>) -> Result<Option<ThreadCreated>, Failure> {
+    let mut id = thread.id;
+    if let Some(key) = key
+        && let Some((fingerprint, used)) = create::used(conn, &thread.tenant, key).await?
+    {
+        if fingerprint != key.fingerprint {
+            return Ok(Some(ThreadCreated::Taken));
+        }
+        id = ThreadId::from_uuid(used);
+    }
+    if let Some(found) = find(conn, id).await? {
+        return Ok(Some(match found.tenant == thread.tenant {
+            true => ThreadCreated::Existing(Box::new(found)),
+            false => ThreadCreated::Taken,
+        }));
+    }
+    conn.client().batch_execute("BEGIN").await?;
+    let mut new = insert(conn, thread).await?;
+    if let Some(key) = key.filter(|_| new) {
+        new = create::keep(conn, &thread.tenant, key, *thread.id.as_uuid(), thread.created_at).await?;
+    }
+    if !new {
+        undo(conn).await?;
+        return Ok(None);
+    }
+    end(conn).await?;
+    Ok(Some(ThreadCreated::New))
+}
+
+async fn find(conn: &Conn, id: ThreadId) -> Result<Option<Thread>, Failure> {
+    Ok(conn.query(GET, &[id.as_uuid()]).await?.first().map(read_thread).transpose()?)
+}
+
+/// The tenant's threads, youngest first.
+async fn list(
+    conn: &Conn,
+    tenant: &Tenant,
+    before: Option<ThreadId>,
+    metadata: &BTreeMap<String, String>,
+    most: usize,
+) -> Result<Vec<Thread>, Failure> {
+    const LIST: &str = concat!(
+        thread!(),
+        " WHERE tenant = $1 AND id < $2 AND (cardinality($3::text[]) = 0 \
+         OR (SELECT bool_and(strpos(metadata, label) > 0) FROM unnest($3::text[]) label)) ORDER BY id DESC LIMIT $4"
+    );
+    let before = before.map_or(Uuid::max(), |before| *before.as_uuid());
+    let labels: Vec<String> = metadata.iter().map(|(key, value)| line(key, value)).collect::<Result<_, _>>()?;
+    let rows = conn.query(LIST, &[&plain(tenant.as_str()), &before, &labels, &limit(most)]).await?;
+    Ok(rows.iter().map(read_thread).collect::<Result<_, _>>()?)
+}
+
+/// Changes what belongs to the caller.
+async fn patch(conn: &Conn, tenant: &Tenant, id: ThreadId, patch: &Patch) -> Result<Option<Thread>, Failure> {
+    let (client, lock) = (conn.client(), conn.prepare(LOCK).await?);
+    let rows = try_join(client.batch_execute("BEGIN"), client.query(&lock, &[id.as_uuid()])).await?.1;
+    let thread = rows.first().map(read_thread).transpose()?.filter(|thread| thread.tenant == *tenant);
+    let Some(mut thread) = thread else {
+        end(conn).await?;
+        return Ok(None);
+    };
+    thread.metadata = patch.metadata.clone().unwrap_or(thread.metadata);
+    thread.state = patch.state.clone().unwrap_or(thread.state);
+    update(conn, &thread).await?;
+    end(conn).await?;
+    Ok(Some(thread))
+}
+
+/// Removes a thread whose runs have ended.
+async fn delete(conn: &Conn, tenant: &Tenant, id: ThreadId) -> Result<ThreadDeleted, Failure> {
+    let Some(Locked { thread, open }) = lock(conn, Some(tenant), id).await? else {
+        return Ok(ThreadDeleted::Missing);
+    };
+    let deleted = match open.iter().map(|found| found.run.spec.id).min() {
+        Some(open) => ThreadDeleted::Busy(open),
+        None => ThreadDeleted::Done(remove(conn, &thread).await?),
+    };
+    end(conn).await?;
+    Ok(deleted)
+}
+
+/// Removes a locked thread, whose runs have ended, with all that belongs to it and to them.
+async fn remove(conn: &Conn, thread: &Thread) -> Result<Vec<RunId>, Failure> {
+    const RUNS: &str = "SELECT id FROM runcast_runs WHERE thread_id = $1 ORDER BY id FOR UPDATE";
+    // A run that has ended has no timers. Its key is its own, its message's or its thread's.
+    const DELETE: &str = "WITH segments AS (DELETE FROM runcast_segments WHERE run_id = ANY ($2::uuid[])), \
+         steps AS (DELETE FROM runcast_steps WHERE run_id = ANY ($2::uuid[])), \
+         results AS (DELETE FROM runcast_results WHERE run_id = ANY ($2::uuid[])), \
+         letters AS (DELETE FROM runcast_dead_letters WHERE id = ANY ($2::uuid[])), \
+         specs AS (DELETE FROM runcast_specs WHERE run_id = ANY ($2::uuid[])), \
+         keys AS (DELETE FROM runcast_idempotency WHERE run_id = ANY ($2::uuid[] || $1::uuid || \
+         ARRAY(SELECT id FROM runcast_messages WHERE thread_id = $1))), \
+         messages AS (DELETE FROM runcast_messages WHERE thread_id = $1), \
+         events AS (DELETE FROM runcast_thread_events WHERE thread_id = $1), \
+         runs AS (DELETE FROM runcast_runs WHERE id = ANY ($2::uuid[])) \
+         DELETE FROM runcast_threads WHERE id = $1";
+    let id = thread.id.as_uuid();
+    let rows = conn.query(RUNS, &[id]).await?;
+    let runs: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    conn.execute(DELETE, &[id, &runs]).await?;
+    if let Some(timer) = armed(thread) {
+        timers::remove(conn, timer).await?;
+    }
+    Ok(runs.into_iter().map(RunId::from_uuid).collect())
+}
+
+/// Removes threads in which nothing has happened since `before`.
+async fn delete_idle(conn: &Conn, before: Timestamp, most: usize) -> Result<Vec<ThreadId>, Failure> {
+    const IDLE: &str = "SELECT id FROM runcast_threads t WHERE active_at < $1 AND holder IS NULL \
+         AND follow_up_due IS NULL AND NOT EXISTS (SELECT FROM runcast_runs \
+         WHERE thread_id = t.id AND finished_at IS NULL OFFSET 0) ORDER BY active_at LIMIT $2";
+    let rows = conn.query(IDLE, &[&before.as_millis(), &limit(most)]).await?;
+    let candidates: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let mut removed = Vec::new();
+    for id in candidates.into_iter().map(ThreadId::from_uuid) {
+        let Some(Locked { thread, open }) = lock(conn, None, id).await? else { continue };
+        // Something may have happened since.
+        let idle = open.is_empty() && thread.holder.is_none() && thread.follow_up.is_none();
+        if idle && thread.active_at < before {
+            remove(conn, &thread).await?;
+            removed.push(id);
+        }
+        end(conn).await?;
+    }
+    Ok(removed)
+}
+
+/// Messages after number `after`, oldest first.
+async fn messages(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<Vec<ThreadMessage>, Failure> {
+    let sql = concat!(message!(), " WHERE thread_id = $1 AND seq > $2 ORDER BY seq LIMIT $3");
+    let rows = conn.query(sql, &[id.as_uuid(), &integer(after), &limit(most)]).await?;
+    Ok(rows.iter().map(read_message).collect::<Result<_, _>>()?)
+}
+
+/// What the agent of run `id` is shown. No snapshot is needed: the turns before the run's do not change any more, and
+/// what it has looked at is its own doing.
+async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: usize) -> Result<Conversation, Failure> {
+    let mut conversation = Conversation::default();
+    let turn = "SELECT thread_id, turn FROM runcast_messages WHERE run_id = $1 ORDER BY seq LIMIT 1";
+    let rows = conn.query(turn, &[id.as_uuid()]).await?;
+    let Some(row) = rows.first() else { return Ok(conversation) };
+    let (thread, turn): (Uuid, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    let Some(turn) = turn else { return Ok(conversation) };
+    let history = "SELECT role, content FROM runcast_messages WHERE thread_id = $1 AND turn < $2 \
+         ORDER BY turn DESC, seq DESC LIMIT $3";
+    let mut bytes = 0;
+    for row in conn.query(history, &[&thread, &turn, &limit(max_messages)]).await? {
+        let message = read_words(&mut Columns::of(&row))?;
+        bytes += message.content.len();
+        if bytes > max_bytes && !conversation.history.is_empty() {
+            break;
+        }
+        conversation.history.push(message);
+    }
+    conversation.history.reverse();
+    let steers = "SELECT after_step, role, content FROM runcast_messages \
+         WHERE run_id = $1 AND after_step IS NOT NULL ORDER BY seq";
+    for row in conn.query(steers, &[id.as_uuid()]).await? {
+        let mut columns = Columns::of(&row);
+        conversation.steers.push((columns.small("after_step")?, read_words(&mut columns)?));
+    }
+    Ok(conversation)
+}
+
+/// The messages that the run has not looked at: now it has.
+async fn take_steers(conn: &Conn, id: RunId, attempt: u32, after_step: u32) -> Result<Vec<Message>, Failure> {
+    const TAKE: &str = "WITH owned AS MATERIALIZED (SELECT id FROM runcast_runs \
+         WHERE id = $1 AND attempt = $2 AND status = $3 FOR UPDATE), \
+         taken AS (UPDATE runcast_messages SET unread = false, after_step = $4 \
+         WHERE run_id = $1 AND unread AND EXISTS (SELECT FROM owned) RETURNING seq, role, content) \
+         SELECT role, content FROM taken ORDER BY seq";
+    let (attempt, after_step) = (i64::from(attempt), i64::from(after_step));
+    let rows = conn.query(TAKE, &[id.as_uuid(), &attempt, &Status::Running.as_str(), &after_step]).await?;
+    let messages = rows.iter().map(|row| read_words(&mut Columns::of(row)));
+    Ok(messages.collect::<Result<_, _>>()?)
+}
+
+/// The thread's own log after entry `after`.
+async fn events(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<Vec<Event>, Failure> {
+    let sql = "SELECT seq, at, kind, run_id, text FROM runcast_thread_events WHERE thread_id = $1 AND seq > $2 \
+         ORDER BY seq LIMIT $3";
+    let rows = conn.query(sql, &[id.as_uuid(), &integer(after), &limit(most)]).await?;
+    Ok(rows.iter().map(read_event).collect::<Result<_, _>>()?)
+}
+
+fn read_event(row: &Row) -> Result<Event, StoreError> {
+    let mut columns = Columns::of(row);
+    let (seq, at) = (columns.number()?, columns.time()?);
+    let kind = columns.text(EventKind::parse)?;
+    let (run, text) = (columns.optional_id()?, columns.take()?);
+    let happened = Happened::from_parts(kind, run, text);
+    let happened = happened.ok_or_else(|| unreadable("the log of a thread", format_args!("{:?}", kind.as_str())))?;
+    Ok(Event { seq, at, happened })
+}
+
+fn read_thread(row: &Row) -> Result<Thread, StoreError> {
+    let mut columns = Columns::of(row);
+    let id = ThreadId::from_uuid(columns.take()?);
+    let tenant = columns.text(|text| Some(Tenant::new(text)))?;
+    let (metadata, state) = (parse(columns.take()?)?, parse(columns.take()?)?);
+    let (created_at, active_at) = (columns.time()?, columns.time()?);
+    let (handed_at, reason, by) = (columns.optional_time()?, columns.take()?, columns.optional_id()?);
+    let handed_off = handed_at.zip(reason).map(|(at, reason)| HandedOff { at, reason, by });
+    let (holder, dropping) = (columns.optional_id()?, columns.take()?);
+    let (turns, last_message, last_event) = (columns.number()?, columns.number()?, columns.number()?);
+    let (due, timer, agent) = (columns.optional_time()?, columns.optional_number()?, columns.take()?);
+    let timer = due.zip(timer).map(|(due, id)| Timer { due, id });
+    let follow_up = timer.zip(agent).map(|(timer, agent)| FollowUp { timer, agent });
+    let progress = Progress { rule: columns.small("rule")?, sent: columns.small("sent")? };
+    let timers_armed = columns.number()?;
+    Ok(Thread {
+        id,
+        tenant,
+        metadata,
+        state,
+        created_at,
+        active_at,
+        handed_off,
+        holder,
+        dropping,
+        turns,
+        last_message,
+        last_event,
+        follow_up,
+        progress,
+        timers_armed,
+    })
+}
+
+fn read_message(row: &Row) -> Result<ThreadMessage, StoreError> {
+    let mut columns = Columns::of(row);
+    let (id, seq) = (columns.take()?, columns.number()?);
+    let message = read_words(&mut columns)?;
+    let (run, turn, unread) = (columns.optional_id()?, columns.optional_number()?, columns.take()?);
+    let after_step = columns.optional_number()?.map(|step| u32::try_from(step).unwrap_or(u32::MAX));
+    Ok(ThreadMessage { id, seq, message, run, turn, unread, after_step, at: columns.time()? })
+}
+
+fn read_words(columns: &mut Columns<'_>) -> Result<Message, StoreError> {
+    Ok(Message { role: columns.text(role)?, content: columns.take()? })
+}
+
+fn taken_again(what: &str) -> StoreError {
+    StoreError::Unavailable(format!("the key or the id of {what} changes hands"))
 }
 
 #[async_trait]
 impl ThreadStore for PostgresStore {
-    async fn create_thread(&self, _: NewThread) -> Result<ThreadCreated, StoreError> {
-        missing()
+    async fn create_thread(&self, new: NewThread) -> Result<ThreadCreated, StoreError> {
+        let (thread, key) = (&new.thread, new.key.as_ref());
+        for _ in 0..TRIES {
+            if let Some(created) = self.run(|conn| async move { create(&conn, thread, key).await }).await? {
+                return Ok(created);
+            }
+        }
+        Err(taken_again("a thread"))
     }
 
-    async fn thread(&self, _: Option<&Tenant>, _: ThreadId) -> Result<Option<Thread>, StoreError> {
-        missing()
+    async fn thread(&self, tenant: Option<&Tenant>, id: ThreadId) -> Result<Option<Thread>, StoreError> {
+        let found = self.run(|conn| async move { find(&conn, id).await }).await?;
+        Ok(found.filter(|thread| tenant.is_none_or(|tenant| thread.tenant == *tenant)))
     }
 
     async fn threads(
         &self,
-        _: &Tenant,
-        _: Option<ThreadId>,
-        _: &BTreeMap<String, String>,
-        _: usize,
+        tenant: &Tenant,
+        before: Option<ThreadId>,
+        metadata: &BTreeMap<String, String>,
+        limit: usize,
     ) -> Result<Vec<Thread>, StoreError> {
-        missing()
+        self.run(|conn| async move { list(&conn, tenant, before, metadata, limit).await }).await
     }
 
-    async fn patch_thread(&self, _: &Tenant, _: ThreadId, _: Patch) -> Result<Option<Thread>, StoreError> {
-        missing()
+    async fn patch_thread(&self, tenant: &Tenant, id: ThreadId, changes: Patch) -> Result<Option<Thread>, StoreError> {
+        let changes = &changes;
+        self.run(|conn| async move { patch(&conn, tenant, id, changes).await }).await
     }
 
-    async fn delete_thread(&self, _: &Tenant, _: ThreadId) -> Result<ThreadDeleted, StoreError> {
-        missing()
+    async fn delete_thread(&self, tenant: &Tenant, id: ThreadId) -> Result<ThreadDeleted, StoreError> {
+        self.run(|conn| async move { delete(&conn, tenant, id).await }).await
     }
 
-    async fn delete_idle_threads(&self, _: Timestamp, _: usize) -> Result<Vec<ThreadId>, StoreError> {
-        missing()
+    async fn delete_idle_threads(&self, before: Timestamp, limit: usize) -> Result<Vec<ThreadId>, StoreError> {
+        self.run(|conn| async move { delete_idle(&conn, before, limit).await }).await
     }
 
-    async fn admit(&self, _: Admission) -> Result<Admitted, StoreError> {
-        missing()
+    async fn admit(&self, admission: Admission) -> Result<Admitted, StoreError> {
+        let (admission, waiting) = (&admission, &self.waiting);
+        for _ in 0..TRIES {
+            if let Some(admitted) = self.run(|conn| async move { admit(&conn, admission, waiting).await }).await? {
+                return Ok(admitted);
+            }
+        }
+        Err(taken_again("a message"))
     }
 
-    async fn hand_off(&self, _: HandOff) -> Result<Option<Moved>, StoreError> {
-        missing()
+    async fn hand_off(&self, hand_off: HandOff) -> Result<Option<Moved>, StoreError> {
+        let HandOff { tenant, thread, reason, by, now } = hand_off;
+        let tenant = &tenant;
+        self.run(
+            |conn| async move { move_thread(&conn, tenant, thread, |found| found.hand_off(reason, by, now)).await },
+        )
+        .await
     }
 
-    async fn release_thread(&self, _: &Tenant, _: ThreadId, _: Timestamp) -> Result<Option<Moved>, StoreError> {
-        missing()
+    async fn release_thread(&self, tenant: &Tenant, id: ThreadId, now: Timestamp) -> Result<Option<Moved>, StoreError> {
+        self.run(|conn| async move { move_thread(&conn, tenant, id, |found| found.release(now)).await }).await
     }
 
-    async fn messages(&self, _: ThreadId, _: u64, _: usize) -> Result<Vec<ThreadMessage>, StoreError> {
-        missing()
+    async fn messages(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<ThreadMessage>, StoreError> {
+        self.run(|conn| async move { messages(&conn, id, after, limit).await }).await
     }
 
-    async fn conversation(&self, _: RunId, _: usize, _: usize) -> Result<Conversation, StoreError> {
-        missing()
+    async fn conversation(
+        &self,
+        run: RunId,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Conversation, StoreError> {
+        self.run(|conn| async move { conversation(&conn, run, max_messages, max_bytes).await }).await
     }
 
-    async fn take_steers(&self, _: RunId, _: u32, _: u32) -> Result<Vec<Message>, StoreError> {
-        missing()
+    async fn take_steers(&self, run: RunId, attempt: u32, after_step: u32) -> Result<Vec<Message>, StoreError> {
+        self.run(|conn| async move { take_steers(&conn, run, attempt, after_step).await }).await
     }
 
-    async fn thread_log(&self, _: ThreadId, _: u64, _: usize) -> Result<Vec<Event>, StoreError> {
-        missing()
+    async fn thread_log(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.run(|conn| async move { events(&conn, id, after, limit).await }).await
     }
 }

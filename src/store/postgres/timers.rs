@@ -62,6 +62,13 @@ pub(super) async fn remove(conn: &Conn, timer: TimerKey) -> Result<(), Failure> 
     conn.execute(sql, &[&timer.due.as_millis(), &timer.owner, &kind, &number]).await.map(drop)
 }
 
+/// Keeps a timer.
+pub(super) async fn insert(conn: &Conn, timer: TimerKey) -> Result<(), Failure> {
+    let (kind, number) = columns(timer.kind);
+    let sql = "INSERT INTO runcast_timers (due_at, run_id, kind, number) VALUES ($1, $2, $3, $4)";
+    conn.execute(sql, &[&timer.due.as_millis(), &timer.owner, &kind, &number]).await.map(drop)
+}
+
 /// Timers due until `until`, after `after` in their order.
 pub(super) async fn read(
     conn: &Conn,

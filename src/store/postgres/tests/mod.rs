@@ -103,6 +103,10 @@ impl suite::Harness for Harness {
         self.store.clone()
     }
 
+    fn another(&self) -> Arc<dyn Store> {
+        self.place.store()
+    }
+
     async fn restart(&mut self) -> Arc<dyn Store> {
         self.place.end_leases().await;
         self.store = self.place.store();

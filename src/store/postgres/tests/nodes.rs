@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::{Place, PostgresOptions, PostgresStore, soon, up};
+use super::server::Postgres;
+use super::{Harness, Place, PostgresOptions, PostgresStore, soon, up};
 use crate::run::{Command, Event, Failure, Rejection, Retry, RunError, Status};
-use crate::store::suite::kit;
+use crate::store::suite::{self, kit};
 use crate::store::{Committed, Created, DeadLetterStore, RunStore, StoreError, Transition};
 
 #[tokio::test]
@@ -233,4 +234,18 @@ async fn a_character_that_text_cannot_hold_fails_no_run() {
     let complete = Command::Complete { attempt: 1, output: output.clone(), outcome, usage: kit::USED };
     kit::commit(&*store, owner.decide(&complete)).await;
     assert_eq!(kit::get(&*store, kit::id(2)).await.run.output, Some(output));
+}
+
+#[tokio::test]
+async fn threads_are_locked_in_one_order() {
+    let Some(server) = Postgres::start(&[]).await else { return };
+    let place = Place::on(&server).await;
+    let store = place.store();
+    let mut harness = Harness { place, store };
+    suite::many_messages_at_once_keep_their_order_and_their_runs(&mut harness).await;
+    harness.store.close().await;
+    // A connection tells of a deadlock when it has been idle for a while, at the latest.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let deadlocks = "SELECT sum(deadlocks)::bigint FROM pg_stat_database";
+    assert_eq!(harness.place.number(deadlocks).await, 0);
 }

@@ -7,8 +7,9 @@ use futures_util::future::join_all;
 use super::{Place, PostgresOptions, PostgresStore, eventually, soon, up};
 use crate::run::Status;
 use crate::store::postgres::Migrated;
-use crate::store::suite::kit;
+use crate::store::suite::{kit, threads};
 use crate::store::{Created, NodeStore, Proposal, RunStore, StoreError};
+use crate::thread::OnBusy;
 
 #[tokio::test]
 async fn nodes_that_start_together_make_the_tables_once() {
@@ -71,6 +72,46 @@ async fn a_creation_that_breaks_its_batch_fails_alone() {
     }
     assert_eq!(store.counts().await.unwrap()[&Status::Queued], 8);
     assert_eq!(store.create(kit::keyed(10, "key 5", 2)).await.unwrap(), Created::New, "the key was not kept");
+}
+
+#[tokio::test]
+async fn tables_of_the_version_before_are_brought_up_to_date_and_still_serve_it() {
+    const COLUMNS: &str = "tenant, agent, agent_version, priority, created_at, status, attempt, failures, crashes, \
+         steps, timers_armed, ran_ms, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, reserved_seq, \
+         commit_number";
+    let Some(place) = Place::fresh().await else { return };
+    place.sql(include_str!("../schema_1.sql")).await;
+    place.sql("INSERT INTO runcast_schema VALUES (1, 1)").await;
+    let store = place.store();
+    up(&store).await;
+    assert_eq!(place.number("SELECT count(*) FROM runcast_schema WHERE version = 2 AND oldest = 1").await, 1);
+    kit::create(&*store, kit::spec(1)).await;
+    // As a node of that version writes them.
+    place
+        .sql(&format!(
+            "INSERT INTO runcast_runs (id, {COLUMNS}) SELECT gen_random_uuid(), {COLUMNS} FROM runcast_runs; \
+             INSERT INTO runcast_specs (run_id, input, params, metadata, timeout_ms, max_attempts, on_disconnect) \
+             SELECT r.id, s.input, s.params, s.metadata, s.timeout_ms, s.max_attempts, s.on_disconnect \
+             FROM runcast_specs s, runcast_runs r WHERE r.id <> s.run_id",
+        ))
+        .await;
+    assert_eq!(kit::claim(&*store, 9).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_thread_goes_on_though_a_node_of_the_version_before_has_ended_its_run() {
+    let Some(place) = Place::fresh().await else { return };
+    let store = place.store();
+    let thread = threads::thread(&*store, 1).await;
+    threads::say(&*store, thread, 1, OnBusy::Enqueue).await;
+    threads::say(&*store, thread, 2, OnBusy::Enqueue).await;
+    let mut owner = kit::Owner::next(&*store).await;
+    // Which leaves nothing to the thread.
+    kit::commit(&*store, owner.complete()).await;
+    let moved = threads::say(&*store, thread, 3, OnBusy::Enqueue).await;
+    assert_eq!(moved.thread.holder, Some(kit::id(2)));
+    assert_eq!(kit::status(&*store, kit::id(2)).await, Status::Queued);
+    assert_eq!(kit::status(&*store, kit::id(3)).await, Status::Scheduled);
 }
 
 #[tokio::test]
