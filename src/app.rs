@@ -404,7 +404,7 @@ fn manners(agent: &config::Agent) -> Manners {
         after: follow_up.after,
         instruction: follow_up.instruction.clone(),
         times: follow_up.times,
-        hours: None,
+        hours: follow_up.hours.as_ref().and_then(|hours| hours.read().ok()),
     };
     Manners {
         debounce: agent.debounce.map(quiet),

@@ -16,9 +16,10 @@ use super::input::{Query, idempotency_key, json};
 use super::problem::Problem;
 use super::runs::{cursor, encode_cursor, page_limit};
 use crate::engine::CreateSchedule;
-use crate::run::{Input, OnDisconnect, Timestamp};
+use crate::run::{Input, OnDisconnect, ThreadId, Timestamp};
 use crate::schedule::{Missed, Request, Timetable};
 use crate::store::Schedule;
+use crate::thread::OnBusy;
 
 type Answer = Result<HttpResponse, Problem>;
 
@@ -67,7 +68,13 @@ pub(super) struct CreateScheduleBody {
     /// The caller's own labels of each run, besides `schedule_id`.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
-    // The place of `thread_id`, which is refused as unknown until there are threads.
+    /// The conversation that each run belongs to.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    thread_id: Option<ThreadId>,
+    /// What happens when another run holds the thread; as the agent says unless given.
+    #[serde(default)]
+    on_busy: Option<OnBusy>,
 }
 
 fn utc() -> String {
@@ -101,6 +108,12 @@ pub(super) struct ChangeScheduleBody {
     max_attempts: Option<Option<u32>>,
     on_disconnect: Option<OnDisconnect>,
     metadata: Option<BTreeMap<String, String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    thread_id: Option<Option<ThreadId>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<OnBusy>)]
+    on_busy: Option<Option<OnBusy>>,
 }
 
 /// Tells what is given as `null` from what is not given.
@@ -129,6 +142,8 @@ impl ChangeScheduleBody {
         put(&mut request.max_attempts, self.max_attempts);
         put(&mut request.on_disconnect, self.on_disconnect);
         put(&mut request.metadata, self.metadata);
+        put(&mut request.thread_id, self.thread_id);
+        put(&mut request.on_busy, self.on_busy);
     }
 }
 
@@ -151,6 +166,8 @@ pub(super) struct ScheduleObject<'a> {
     timeout_ms: Option<u64>,
     max_attempts: Option<u32>,
     on_disconnect: OnDisconnect,
+    thread_id: Option<String>,
+    on_busy: Option<OnBusy>,
     metadata: &'a BTreeMap<String, String>,
     /// When it fires next; null if it does not.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -191,6 +208,8 @@ impl<'a> ScheduleObject<'a> {
             timeout_ms: request.timeout_ms,
             max_attempts: request.max_attempts,
             on_disconnect: request.on_disconnect,
+            thread_id: request.thread_id.map(|id| id.to_string()),
+            on_busy: request.on_busy,
             metadata: &request.metadata,
             next_at,
             next: next.take(SHOWN).collect(),
@@ -236,6 +255,8 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
             max_attempts: body.max_attempts,
             on_disconnect: body.on_disconnect,
             metadata: body.metadata,
+            thread_id: body.thread_id,
+            on_busy: body.on_busy,
         },
         missed: body.missed,
         enabled: body.enabled,
@@ -258,7 +279,6 @@ pub(super) async fn list(request: HttpRequest, state: Data<ApiState>) -> Answer 
     let limit = page_limit(&mut query, &state)?;
     let before = cursor(&mut query)?;
     query.end("limit, cursor")?;
-    let before = before;
     let mut schedules = state.engine()?.schedules(&caller(&request), before, limit + 1).await?;
     let more = schedules.len() > limit;
     schedules.truncate(limit);

@@ -5,15 +5,18 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    codecs::{Codec, Int, Problem, Span, literal},
+    codecs::{Codec, Int, List, Problem, Span, literal},
     parsed::FILLED,
     sources::Surroundings,
-    values::FollowUp,
+    values::{FollowUp, FollowUpHours},
 };
 
 /// The keys of a follow-up, with what each takes.
 const AFTER: Span = Span(Duration::from_millis(1), Duration::from_secs(366 * 86_400));
 const TIMES: Int<u32> = Int(1, 1_000);
+
+/// All of them.
+const KEYS: [&str; 6] = ["after", "instruction", "times", "hours", "days", "timezone"];
 
 /// The most follow-ups of an agent: nobody goes through more.
 const MOST: usize = 100;
@@ -43,23 +46,42 @@ impl Codec for FollowUps {
     }
 
     fn write(&self, value: &Vec<FollowUp>) -> Option<String> {
-        let items = value.iter().map(|FollowUp { after, instruction, times }| {
+        let items = value.iter().map(|FollowUp { after, instruction, times, hours }| {
             let after = AFTER.write(after).unwrap_or_default();
             let instruction = literal(instruction).unwrap_or_default();
-            format!("{{ after = {after}, instruction = {instruction}, times = {times} }}")
+            let hours = hours.as_ref().map_or_else(String::new, |FollowUpHours { hours, days, timezone }| {
+                let days = if days.is_empty() { String::new() } else { format!(", days = {days:?}") };
+                format!(", hours = {hours:?}{days}, timezone = {timezone:?}")
+            });
+            format!("{{ after = {after}, instruction = {instruction}, times = {times}{hours} }}")
         });
         Some(format!("[{}]", items.collect::<Vec<_>>().join(", ")))
     }
 }
 
 fn read(table: &Table, around: &Surroundings) -> Result<FollowUp, String> {
-    if let Some(unknown) = table.keys().find(|key| !["after", "instruction", "times"].contains(&key.as_str())) {
-        return Err(format!("{unknown}: unknown key; expected after, instruction, times"));
+    if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        return Err(format!("{unknown}: unknown key; expected {}", KEYS.join(", ")));
+    }
+    let hours = key(table, "hours", &FILLED, around)?;
+    let days = key(table, "days", &List(FILLED), around)?;
+    let timezone = key(table, "timezone", &FILLED, around)?;
+    if hours.is_none() && (days.is_some() || timezone.is_some()) {
+        return Err("days and timezone need hours".to_owned());
+    }
+    let hours = hours.map(|hours| FollowUpHours {
+        hours,
+        days: days.unwrap_or_default(),
+        timezone: timezone.unwrap_or_else(|| "UTC".to_owned()),
+    });
+    if let Some(hours) = &hours {
+        hours.read().map_err(|error| format!("hours: {error}"))?;
     }
     Ok(FollowUp {
         after: key(table, "after", &AFTER, around)?.ok_or("after has to be set")?,
         instruction: key(table, "instruction", &FILLED, around)?.ok_or("instruction has to be set")?,
         times: key(table, "times", &TIMES, around)?.unwrap_or(1),
+        hours,
     })
 }
 

@@ -442,7 +442,9 @@ section! {
         pub history_tokens: usize = 32_000 => Int(0, 10_000_000);
         /// What it says by itself when nobody has spoken in a thread since its answer: a list of tables, which are gone
         /// through one after the other. "after" is how long nobody has spoken, "instruction" what it is told to do then,
-        /// "times" how often in a row, once unless given. Any message to the thread begins the list anew.
+        /// "times" how often in a row, once unless given. What is due outside of "hours", such as "09:00-18:00", on
+        /// "days", such as ["mon", "fri"], in "timezone", UTC unless given, waits for their beginning. Any message to the
+        /// thread begins the list anew.
         pub follow_ups: Vec<FollowUp> = Vec::new() => FollowUps;
     }
 }

@@ -1,5 +1,7 @@
 //! The values that keys can have, beyond numbers, text and durations.
 
+use crate::thread::hours::Hours;
+use jiff::civil::Weekday;
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -236,4 +238,33 @@ pub struct FollowUp {
     pub instruction: String,
     /// How often in a row.
     pub times: u32,
+    /// Within which hours.
+    pub hours: Option<FollowUpHours>,
+}
+
+/// Hours of the day in a time zone, as they are written; they have been read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowUpHours {
+    /// Such as `09:00-18:00`.
+    pub hours: String,
+    /// The days on which they begin, such as `mon`; empty: every day.
+    pub days: Vec<String>,
+    /// The IANA name of the time zone.
+    pub timezone: String,
+}
+
+impl FollowUpHours {
+    /// What they are.
+    pub fn read(&self) -> Result<Hours, String> {
+        let hours = Hours::parse(&self.hours, &self.timezone).map_err(|error| error.to_string())?;
+        if self.days.is_empty() {
+            return Ok(hours);
+        }
+        let day = |name: &String| {
+            let days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+            let at = days.iter().position(|day| day == name).ok_or_else(|| format!("expected days of {days:?}"))?;
+            Weekday::from_monday_zero_offset(at as i8).map_err(|error| error.to_string())
+        };
+        Ok(hours.on(self.days.iter().map(day).collect::<Result<_, _>>()?))
+    }
 }

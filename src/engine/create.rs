@@ -228,9 +228,16 @@ impl Engine {
         label: (String, String),
     ) -> Result<(Stored, bool), CreateError> {
         let now = self.now();
+        let on_busy = wish.on_busy;
         let (mut spec, due, key) = self.check(wish, now)?;
         spec.id = id;
         spec.metadata.extend([label]);
+        if spec.thread.is_some() {
+            let on_busy = on_busy.unwrap_or(self.card(&spec.agent)?.manners.on_busy);
+            // What joins a run makes none: there it is the key that finds it again.
+            let key = Key { route: "schedule", key: id.to_string(), fingerprint: [0; 32] };
+            return self.create_in_thread(spec, Occasion::Run { due }, on_busy, Some(key), now).await;
+        }
         self.accept(spec, due, 0, key, now).await
     }
 

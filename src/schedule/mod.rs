@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::run::{Input, OnDisconnect, RunId, Timestamp};
+use crate::run::{Input, OnDisconnect, RunId, ThreadId, Timestamp};
+use crate::thread::OnBusy;
 
 pub use cron::{Firing, InvalidTimetable, Missed, Timetable, due};
 
@@ -44,6 +45,12 @@ pub struct Request {
     /// What happens when its last viewer hangs up.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
+    /// The conversation that each run belongs to.
+    #[serde(default)]
+    pub thread_id: Option<ThreadId>,
+    /// What happens when another run holds the thread.
+    #[serde(default)]
+    pub on_busy: Option<OnBusy>,
     /// The caller's labels.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,

@@ -42,6 +42,8 @@ fn every_minute(agent: &str, missed: Missed) -> CreateSchedule {
         timeout_ms: None,
         max_attempts: None,
         on_disconnect: OnDisconnect::Continue,
+        thread_id: None,
+        on_busy: None,
         metadata: BTreeMap::new(),
     };
     let (cron, timezone) = ("* * * * *".to_owned(), "UTC".to_owned());

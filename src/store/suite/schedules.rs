@@ -21,6 +21,8 @@ fn schedule(number: u128) -> Schedule {
         timeout_ms: Some(6),
         max_attempts: Some(7),
         on_disconnect: OnDisconnect::Cancel,
+        thread_id: None,
+        on_busy: None,
         metadata: [("team".into(), "red".into())].into(),
     };
     Schedule {
