@@ -98,6 +98,8 @@ impl Viewer {
                     Ok(Some(segments)) => self.loaded = segments.into(),
                     // What memory still holds of it would lack what lies between.
                     Ok(None) => {
+                        // Nor is it to be shown to who comes back.
+                        self.feed.removed(self.log.id);
                         self.end = Some(End::Cut);
                         return Poll::Ready(None);
                     }
