@@ -308,9 +308,18 @@ async fn higher_priorities_go_first_and_equals_in_their_order() {
     let blocking = node.create(hanging()).await;
     node.until(&blocking, &["running"]).await;
     let mut waiting = Vec::new();
-    // Of whichever agent they are.
-    for (priority, agent) in [0, -5, 100, 0, 7, -100, 50, 7].into_iter().zip(["scripted", "other"].into_iter().cycle())
-    {
+    // Of whichever agent they are; equals of different agents take turns.
+    let (scripted, other) = ("scripted", "other");
+    for (priority, agent) in [
+        (0, scripted),
+        (-5, other),
+        (100, scripted),
+        (0, scripted),
+        (7, other),
+        (-100, scripted),
+        (50, other),
+        (7, other),
+    ] {
         waiting.push((-priority, node.create(json!({"agent": agent, "input": "x", "priority": priority})).await));
     }
     node.cancel(&blocking).await;
