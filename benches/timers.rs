@@ -30,12 +30,25 @@ const SAMPLED: usize = 50;
 
 fn main() {
     // `cargo bench` adds `--bench`.
-    let count = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1_000_000);
-    in_memory(count);
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let count = arguments.next().and_then(|argument| argument.parse().ok()).unwrap_or(1_000_000);
+    let Some(part) = arguments.next() else {
+        // Each part in a process of its own: what one has allocated must not hide what the next needs.
+        let program = std::env::current_exe().expect("this program");
+        for part in ["memory", "durably", "parked", "fired"] {
+            let status = std::process::Command::new(&program).args([&count.to_string(), part]).status();
+            assert!(status.expect("a part").success(), "{part}");
+        }
+        return;
+    };
     actix::System::new().block_on(async {
-        durably(count.min(200_000)).await;
-        parked(count).await;
-        fired().await;
+        match part.as_str() {
+            "memory" => in_memory(count),
+            "durably" => durably(count.min(200_000)).await,
+            "parked" => parked(count).await,
+            "fired" => fired().await,
+            other => panic!("there is no part {other}"),
+        }
     });
 }
 
