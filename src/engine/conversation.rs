@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::Node;
@@ -40,19 +41,48 @@ pub(super) async fn conversation(node: &Arc<Node>, spec: &Spec) -> Result<Conver
     unreachable!("there is always another try")
 }
 
-/// What was handed to the run since it looked last. What cannot be read now is there the next time, at the latest
-/// when the run ends.
-pub(super) async fn take_steers(node: &Arc<Node>, spec: &Spec, attempt: u32, after_step: u32) -> Vec<Message> {
+/// What was handed to a run while it was going on and that its agent has been given, in order, each with the last step
+/// that was finished then.
+pub(super) type Taken = Arc<Mutex<Vec<(u32, Message)>>>;
+
+/// What was handed to the run since it looked last; it is among what is `taken` from now on. Waits for a store that is
+/// away: a message must neither be missed nor be given twice.
+pub(super) async fn take_steers(
+    node: &Arc<Node>,
+    spec: &Spec,
+    attempt: u32,
+    after_step: u32,
+    taken: &Taken,
+) -> Vec<Message> {
     if spec.thread.is_none() {
         return Vec::new();
     }
-    match node.store.take_steers(spec.id, attempt, after_step).await {
-        Ok(steers) => steers,
-        Err(error) => {
-            node.outage.felt("cannot look for messages to a run that is going on", &error);
-            Vec::new()
+    for failures in 1.. {
+        let looked = match node.store.take_steers(spec.id, attempt, after_step).await {
+            Ok(steers) if failures == 1 => Ok(steers.into_iter().map(|steer| (after_step, steer)).collect::<Vec<_>>()),
+            // Some may have been taken by a try whose answer was lost.
+            Ok(_) => node.store.conversation(spec.id, 0, 0).await.map(|all| {
+                let known = taken.lock().len();
+                all.steers.into_iter().skip(known).collect()
+            }),
+            Err(error) => Err(error),
+        };
+        match looked {
+            Ok(new) => {
+                taken.lock().extend(new.iter().cloned());
+                return new.into_iter().map(|(_, steer)| steer).collect();
+            }
+            Err(error) if error.is_transient() => {
+                node.outage.felt("cannot look for messages to a run that is going on; it waits for the store", &error);
+                tokio::time::sleep(RETRY.delay(failures, 1.0, None)).await;
+            }
+            Err(error) => {
+                tracing::error!(run = %spec.id, %error, "cannot look for messages to a run that is going on");
+                break;
+            }
         }
     }
+    Vec::new()
 }
 
 /// Hands the thread of the run to people, as its agent wishes.

@@ -62,7 +62,9 @@ impl Engine {
         let (stored, _) = match letter.run {
             Some(run) => {
                 let key = Key { route: "requeue", key: id.to_string(), fingerprint: [0; 32] };
-                self.retry(&Tenant::default(), run, Some(key)).await?
+                // Letters are the operator's, runs their tenants'.
+                let tenant = self.node.store.tenant_of(run).await?.unwrap_or_default();
+                self.retry(&tenant, run, Some(key)).await?
             }
             None => self.map_again(&letter).await?,
         };

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::{AbortHandle, JoinError};
 
 use super::Node;
-use super::conversation::{Said, conversation, hand_off_by_run, said_before, take_steers};
+use super::conversation::{Said, Taken, conversation, hand_off_by_run, said_before, take_steers};
 use super::effects::perform;
 use super::feed::{Pushed, RunLog};
 use super::mailbox::post;
@@ -44,7 +44,8 @@ pub(crate) struct RunActor {
     supervisor: Addr<Supervisor>,
     run: Run,
     steps: Vec<StepRecord>,
-    conversation: Conversation,
+    history: Vec<Message>,
+    taken: Taken,
     said: Arc<Mutex<Said>>,
     log: Arc<RunLog>,
     reserved_seq: u64,
@@ -131,7 +132,8 @@ impl RunActor {
             supervisor,
             run,
             steps,
-            conversation: Conversation::default(),
+            history: Vec::new(),
+            taken: Taken::default(),
             said: Arc::default(),
             log,
             reserved_seq,
@@ -160,9 +162,10 @@ impl RunActor {
             spec: Arc::clone(&spec),
             attempt: self.run.attempt,
             said: Arc::clone(&self.said),
+            taken: Arc::clone(&self.taken),
         };
         let attempt = RunContext::new(spec, self.run.attempt, self.steps.clone(), Arc::new(sink))
-            .in_conversation(self.conversation.clone());
+            .in_conversation(Conversation { history: self.history.clone(), steers: self.taken.lock().clone() });
         // A task of its own: a panic stays in it, and dropping it is possible at any await.
         let task = tokio::spawn(async move { Agent::run(&*agent, attempt).await });
         self.agent = Some(task.abort_handle());
@@ -226,11 +229,12 @@ impl RunActor {
 
     /// Messages were handed to the run at the last moment: its agent goes on with them.
     fn go_on(&mut self, context: &mut Context<Self>) {
-        let (node, run) = (Arc::clone(&self.node), self.run.clone());
-        let taken = async move { take_steers(&node, &run.spec, run.attempt, run.steps).await };
-        context.spawn(taken.into_actor(self).map(|steers, actor, context| {
-            let after = actor.run.steps;
-            actor.conversation.steers.extend(steers.into_iter().map(|steer| (after, steer)));
+        let (node, run, taken) = (Arc::clone(&self.node), self.run.clone(), Arc::clone(&self.taken));
+        let take = async move { take_steers(&node, &run.spec, run.attempt, run.steps, &taken).await };
+        context.spawn(take.into_actor(self).map(|_, actor, context| {
+            if actor.lost {
+                return actor.fenced(context);
+            }
             match actor.late_end.take() {
                 Some(command) => actor.change(Change::End(command), context),
                 None => {
@@ -453,10 +457,15 @@ impl Actor for RunActor {
         }
         let (node, run) = (Arc::clone(&self.node), self.run.clone());
         let load = async move { Ok((conversation(&node, &run.spec).await?, said_before(&node, &run).await?)) };
-        let load = load.boxed() as BoxFuture<'static, Result<_, StoreError>>;
+        let load = load.boxed() as BoxFuture<'static, Result<(Conversation, Said), StoreError>>;
         context.spawn(load.into_actor(self).map(|loaded, actor, context| match loaded {
             Ok((conversation, said)) => {
-                actor.conversation = conversation;
+                // It may have been stopped meanwhile; what follows from that is on its way.
+                if actor.log.is_sealed() {
+                    return;
+                }
+                actor.history = conversation.history;
+                *actor.taken.lock() = conversation.steers;
                 *actor.said.lock() = said;
                 actor.start_agent(context);
             }
@@ -537,6 +546,7 @@ struct AttemptSink {
     spec: Arc<Spec>,
     attempt: u32,
     said: Arc<Mutex<Said>>,
+    taken: Taken,
 }
 
 impl AttemptSink {
@@ -578,7 +588,7 @@ impl Sink for AttemptSink {
     }
 
     fn take_steers(&self, after_step: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
-        async move { Ok(take_steers(&self.node, &self.spec, self.attempt, after_step).await) }.boxed()
+        async move { Ok(take_steers(&self.node, &self.spec, self.attempt, after_step, &self.taken).await) }.boxed()
     }
 
     fn hand_off(&self, reason: String) -> BoxFuture<'_, Result<(), Stopped>> {

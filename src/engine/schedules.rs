@@ -246,7 +246,7 @@ async fn try_fire(engine: &Engine, timer: TimerKey, number: u64) -> Result<(), L
             next.next_at = next_at;
             if runs {
                 match create(engine, &stored, run).await? {
-                    Ok(()) => next.last_run = Some(run),
+                    Ok(run) => next.last_run = Some(run),
                     Err(error) => {
                         tracing::warn!(schedule = %stored.id, %error, "a schedule fired and no run was accepted");
                         next.last_error = Some(error.to_string());
@@ -267,11 +267,12 @@ async fn try_fire(engine: &Engine, timer: TimerKey, number: u64) -> Result<(), L
     Ok(())
 }
 
-/// Creates the run of a firing, if it is not there. The inner error is for good.
-async fn create(engine: &Engine, schedule: &Schedule, run: RunId) -> Result<Result<(), CreateError>, Later> {
+/// Creates the run of a firing, if it is not there; returns which it is. The inner error is for good.
+async fn create(engine: &Engine, schedule: &Schedule, run: RunId) -> Result<Result<RunId, CreateError>, Later> {
     let label = (LABEL.to_owned(), schedule.id.to_string());
     match engine.create_as(run, wish(schedule), label).await {
-        Ok(_) => Ok(Ok(())),
+        // In a thread another run may have been given it.
+        Ok((stored, _)) => Ok(Ok(stored.run.spec.id)),
         // A node that has the agent will do it; during a deploy this one may not have it yet.
         Err(error @ CreateError::UnknownAgent { .. }) if engine.node.peers.have(&schedule.request.agent) => {
             Err(Later::Refused(error))

@@ -157,7 +157,9 @@ impl Source {
         }
         // Those that came since are found in the log's further entries.
         for event in store.thread_log(self.id, last, PAGE).await? {
-            event.happened.run().map(|run| wanted.remove(&run));
+            if let Happened::Run(run) = event.happened {
+                wanted.remove(&run);
+            }
         }
         let (mut open, mut until) = (BTreeMap::new(), last);
         while !wanted.is_empty() && until > 0 {

@@ -21,6 +21,7 @@ use crate::store::{
     Admission, Admitted, HandOff, Moved, NewThread, Patch, StoreError, Stored, ThreadCreated, ThreadDeleted, TimerKey,
     TimerKind, Transition,
 };
+use crate::thread::hours::next_within;
 use crate::thread::{Ask, Event, How, Newcomer, Occasion, OnBusy, Quiet, Refusal, Thread, ThreadMessage};
 
 /// The longest quiet period, and the longest that a debounced message waits.
@@ -429,6 +430,19 @@ fn announce(node: &Arc<Node>, thread: ThreadId) {
     });
 }
 
+/// The follow-up is due at another time, or not at all. Hands the timer back when the store could not be told.
+async fn put_off(node: &Arc<Node>, timer: TimerKey, number: u64, due: Option<Timestamp>) -> Option<TimerKey> {
+    if let Err(error) = node.store.put_off_follow_up(ThreadId::from_uuid(timer.owner), number, due).await {
+        node.outage.felt("cannot put a follow-up off", &error);
+        return Some(timer);
+    }
+    if let Some(due) = due {
+        // Bounded by the timers that exist.
+        post(&node.timers, Arm(TimerKey { due, ..timer }));
+    }
+    None
+}
+
 /// Nobody has spoken in a thread for a while. Hands the timer back when the store could not be told.
 pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> Option<TimerKey> {
     let node = &engine.node;
@@ -442,14 +456,22 @@ pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> 
     };
     let fired = match thread.as_ref().and_then(|thread| Some((thread, thread.follow_up.as_ref()?))) {
         Some((thread, follow_up)) if follow_up.timer.id == number => {
+            let now = engine.now();
             let Some(card) = node.agents.card(&follow_up.agent) else {
-                // Another node may have it.
-                return None;
+                // A node that has the agent will do it; none may come any more.
+                return if node.peers.have(&follow_up.agent) { None } else { put_off(node, timer, number, None).await };
             };
             let rules = Arc::clone(&card.manners.follow_ups);
-            let instruction = thread.progress.rule(&rules).map(|rule| rule.instruction.clone()).unwrap_or_default();
-            let message = Message { role: Role::System, content: instruction };
-            let now = engine.now();
+            let Some(rule) = thread.progress.rule(&rules) else {
+                // The agent declares fewer by now.
+                return put_off(node, timer, number, None).await;
+            };
+            let within = rule.hours.as_ref().map_or(now, |hours| next_within(now, hours));
+            if within > now {
+                // Nobody was there when it was due.
+                return put_off(node, timer, number, Some(within)).await;
+            }
+            let message = Message { role: Role::System, content: rule.instruction.clone() };
             let wish = CreateRun::new(thread.tenant.clone(), follow_up.agent.clone(), Input::Messages(vec![message]));
             let checked = engine.check(CreateRun { thread: Some(id), ..wish }, now);
             let occasion = Occasion::FollowUp { timer: number, rules };
@@ -481,7 +503,7 @@ pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> 
         Err(CreateError::Refused(_)) => node.metrics.stale_timers.inc(),
         Err(error) => {
             tracing::error!(thread = %id, %error, "a follow-up cannot be run");
-            0
+            return put_off(node, timer, number, None).await;
         }
     };
     if let Err(error) = node.store.drop_timer(timer).await {

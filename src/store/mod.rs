@@ -70,6 +70,9 @@ pub trait RunStore: Send + Sync + 'static {
     /// The tenant's run `id`.
     async fn get(&self, tenant: &Tenant, id: RunId) -> Result<Option<Stored>, StoreError>;
 
+    /// Whose run `id` is: for operators, who may not know.
+    async fn tenant_of(&self, id: RunId) -> Result<Option<Tenant>, StoreError>;
+
     /// The tenant's runs that match `filter`, youngest first, at most `limit`.
     async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError>;
 

@@ -154,6 +154,8 @@ macro_rules! store_suite {
             a_run_looks_at_what_it_was_handed_before_it_completes
             people_take_a_thread_over_and_give_it_back
             a_follow_up_is_armed_until_someone_speaks
+            a_follow_up_can_be_put_off_or_off_altogether
+            where_nothing_is_let_in_nothing_is_counted
             a_retry_takes_its_messages_over
             a_message_comes_in_once_under_its_key
             a_question_is_answered_once

@@ -46,6 +46,10 @@ pub trait ThreadStore: Send + Sync + 'static {
     /// have it.
     async fn hand_off(&self, hand_off: HandOff) -> Result<Option<Moved>, StoreError>;
 
+    /// The thread's follow-up, if it still is the timer of this `number`, is due at `due` instead; without one it is
+    /// armed no more. Its timer goes with it.
+    async fn put_off_follow_up(&self, id: ThreadId, number: u64, due: Option<Timestamp>) -> Result<(), StoreError>;
+
     /// The thread is given back, by [`Found::release`](crate::thread::Found::release).
     async fn release_thread(&self, tenant: &Tenant, id: ThreadId, now: Timestamp) -> Result<Option<Moved>, StoreError>;
 

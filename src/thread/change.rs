@@ -159,7 +159,12 @@ impl Found {
     /// agent asks for this.
     #[must_use]
     pub fn hand_off(self, reason: String, by: Option<RunId>, now: Timestamp) -> Change {
+        let holder = self.thread.holder;
         let mut work = Work::new(self, now);
+        if by.is_some() && by != holder {
+            // An attempt that does not know yet that it is over.
+            return work.done(How::Nothing);
+        }
         if work.thread.handed_off.is_none() {
             work.events.push(Happened::HandedOff { reason: reason.clone(), by });
             work.thread.handed_off = Some(HandedOff { at: now, reason, by });
@@ -247,11 +252,9 @@ impl Work {
                 Some(at) => Ok(self.join(at, ask, due)),
                 None => self.create(ask, quiet.map(|quiet| (quiet.quiet, quiet.longest)), None, 0),
             },
-            OnBusy::Enqueue | OnBusy::Steer => match (self.gathering(ask), quiet) {
+            OnBusy::Enqueue | OnBusy::Steer => match (self.debounced(ask), quiet) {
                 // Quick messages belong together whatever goes on.
-                (Some(at), Some(_)) if self.open[at].run.reason == Some(Reason::Debounce) => {
-                    Ok(self.join(at, ask, due))
-                }
+                (Some(at), Some(_)) => Ok(self.join(at, ask, due)),
                 (_, Some(quiet)) => self.create(ask, Some((quiet.quiet, quiet.longest)), None, 0),
                 (_, None) => self.create(ask, None, None, 0),
             },
@@ -261,6 +264,13 @@ impl Work {
     /// The youngest run that the newcomer could join, by its place.
     fn gathering(&self, ask: &Ask) -> Option<usize> {
         self.open.iter().rposition(|open| ask.newcomer.fits(&open.run, ask.max_input))
+    }
+
+    /// The youngest of these that waits for more to be said.
+    fn debounced(&self, ask: &Ask) -> Option<usize> {
+        let fits =
+            |open: &Open| open.run.reason == Some(Reason::Debounce) && ask.newcomer.fits(&open.run, ask.max_input);
+        self.open.iter().rposition(fits)
     }
 
     fn create(

@@ -435,6 +435,29 @@ fn an_agent_that_hands_its_thread_off_may_finish() {
 }
 
 #[test]
+fn an_attempt_that_is_over_hands_nothing_off() {
+    let mut world = World::new();
+    let first = world.say("one", OnBusy::Enqueue, None).unwrap().run();
+    world.claim();
+    world.complete();
+    world.say("two", OnBusy::Enqueue, None).unwrap();
+    let change = world.found().hand_off("late".to_owned(), first, at(world.now));
+    assert_eq!((change.thread, change.cancel, change.changed), (world.thread.clone(), None, vec![]));
+}
+
+#[test]
+fn quick_messages_to_a_busy_thread_join_those_that_wait_for_more() {
+    let mut world = World::new();
+    world.say("one", OnBusy::Enqueue, None).unwrap();
+    world.claim();
+    let second = world.say("two", OnBusy::Enqueue, quiet(100, 500)).unwrap();
+    world.say("three", OnBusy::Enqueue, None).unwrap();
+    let fourth = world.say("four", OnBusy::Enqueue, quiet(100, 500)).unwrap();
+    assert_eq!(fourth, How::Joined(second.run().unwrap()));
+    world.check();
+}
+
+#[test]
 fn a_retry_takes_the_messages_over() {
     let mut world = World::new();
     let first = world.say("one", OnBusy::Enqueue, None).unwrap().run().unwrap();

@@ -224,6 +224,11 @@ impl RunLog {
         !std::mem::replace(&mut inner.sealed, true)
     }
 
+    /// The attempt is over.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.inner.lock().sealed
+    }
+
     /// The attempt goes on after all.
     pub(crate) fn unseal(&self) {
         self.inner.lock().sealed = false;

@@ -179,6 +179,10 @@ impl Waiting {
         tenant: &Tenant,
         of_tenant: Option<u64>,
     ) -> Result<Option<Admitted>, Failure> {
+        if bound == 0 {
+            // Nothing is let in, whatever waits: there is nothing to count.
+            return Ok(Some(Admitted::TooManyWaiting));
+        }
         let (all_near, tenant_near) = {
             let waiting = memory.lock();
             let counted = waiting.tenants.get(tenant);
@@ -221,7 +225,11 @@ impl Waiting {
         refused: &mut [Option<Created>],
     ) -> Result<(), Failure> {
         let unbounded = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
-        let bounds = || items.iter().map(|item| item.new.max_waiting).filter(|bound| *bound < unbounded);
+        // Where nothing is let in, whatever waits, there is nothing to count.
+        for (item, refused) in items.iter().zip(&mut *refused) {
+            *refused = (item.new.max_waiting == 0).then_some(Created::TooManyWaiting);
+        }
+        let bounds = || items.iter().map(|item| item.new.max_waiting).filter(|bound| (1..unbounded).contains(bound));
         let (Some(lowest), Some(highest)) = (bounds().min(), bounds().max()) else { return Ok(()) };
         if !self.all.is_near(lowest, items.len()) {
             return Ok(());
@@ -229,7 +237,7 @@ impl Waiting {
         let counted = conn.query(COUNT, &[&integer(highest)]).await?;
         let mut waiting = counted.first().map_or(Ok(0), |row| row.try_get(0)).map(unsigned)?;
         self.all = Counted::now(waiting);
-        for (item, refused) in items.iter().zip(refused) {
+        for (item, refused) in items.iter().zip(refused).filter(|(_, refused)| refused.is_none()) {
             let room = waiting < item.new.max_waiting;
             waiting += u64::from(room);
             *refused = (!room).then_some(Created::TooManyWaiting);

@@ -152,6 +152,10 @@ impl RunStore for PostgresStore {
         self.run(|conn| async move { runs::get(&conn, tenant, id).await }).await
     }
 
+    async fn tenant_of(&self, id: RunId) -> Result<Option<Tenant>, StoreError> {
+        self.run(|conn| async move { runs::tenant_of(&conn, id).await }).await
+    }
+
     async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError> {
         let filter = &filter;
         self.run(|conn| async move { runs::list(&conn, tenant, filter, limit).await }).await

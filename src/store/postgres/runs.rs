@@ -23,6 +23,12 @@ pub(super) async fn get(conn: &Conn, tenant: &Tenant, id: RunId) -> Result<Optio
     Ok(found.map(Found::into_stored).transpose()?)
 }
 
+/// Whose run `id` is.
+pub(super) async fn tenant_of(conn: &Conn, id: RunId) -> Result<Option<Tenant>, Failure> {
+    let rows = conn.query("SELECT tenant FROM runcast_runs WHERE id = $1", &[id.as_uuid()]).await?;
+    Ok(rows.first().map(|row| row.try_get::<_, String>(0)).transpose()?.map(Tenant::new))
+}
+
 /// The tenant's runs that match, youngest first.
 pub(super) async fn list(
     conn: &Conn,

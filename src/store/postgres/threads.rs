@@ -291,6 +291,18 @@ async fn move_thread(
     Ok(Some(moved))
 }
 
+/// The follow-up of this number is due at another time, or not at all.
+async fn put_off_follow_up(conn: &Conn, id: ThreadId, number: u64, due: Option<Timestamp>) -> Result<(), Failure> {
+    let Some(Locked { thread: was, .. }) = lock(conn, conn.begin_patiently(), None, id).await? else { return Ok(()) };
+    if let Some(follow_up) = was.follow_up.clone().filter(|follow_up| follow_up.timer.id == number) {
+        let follow_up = due.map(|due| FollowUp { timer: Timer { due, ..follow_up.timer }, ..follow_up });
+        let thread = Thread { follow_up, ..was.clone() };
+        update(conn, &thread).await?;
+        rearm(conn, &was, &thread).await?;
+    }
+    end(conn).await
+}
+
 /// Writes a change of a thread that was `was`, and of its runs, which were `before`. The transaction goes on.
 /// A run that is created has this share.
 async fn write(conn: &Conn, was: &Thread, change: &Change, before: &[Before], share: Share) -> Result<(), Failure> {
@@ -610,11 +622,12 @@ async fn messages(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<
 /// what it has looked at is its own doing.
 async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: usize) -> Result<Conversation, Failure> {
     let mut conversation = Conversation::default();
-    let turn = "SELECT thread_id, turn FROM runcast_messages WHERE run_id = $1 ORDER BY seq LIMIT 1";
+    // Whoever asks has the thread: the turn is its own.
+    let turn = "SELECT t.id, t.turns FROM runcast_runs r JOIN runcast_threads t ON t.id = r.thread_id \
+         WHERE r.id = $1 AND t.holder = r.id";
     let rows = conn.query(turn, &[id.as_uuid()]).await?;
     let Some(row) = rows.first() else { return Ok(conversation) };
-    let (thread, turn): (Uuid, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    let Some(turn) = turn else { return Ok(conversation) };
+    let (thread, turn): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
     let history = "SELECT role, content FROM runcast_messages WHERE thread_id = $1 AND turn < $2 \
          ORDER BY turn DESC, seq DESC LIMIT $3";
     let mut bytes = 0;
@@ -775,6 +788,10 @@ impl ThreadStore for PostgresStore {
             |conn| async move { move_thread(&conn, tenant, thread, |found| found.hand_off(reason, by, now)).await },
         )
         .await
+    }
+
+    async fn put_off_follow_up(&self, id: ThreadId, number: u64, due: Option<Timestamp>) -> Result<(), StoreError> {
+        self.run(|conn| async move { put_off_follow_up(&conn, id, number, due).await }).await
     }
 
     async fn release_thread(&self, tenant: &Tenant, id: ThreadId, now: Timestamp) -> Result<Option<Moved>, StoreError> {

@@ -203,6 +203,10 @@ impl RunStore for SqliteStore {
         found.map(Found::into_stored).transpose()
     }
 
+    async fn tenant_of(&self, id: RunId) -> Result<Option<Tenant>, StoreError> {
+        self.reads.call(move |conn| runs::tenant_of(conn, id)).await
+    }
+
     async fn list(&self, tenant: &Tenant, filter: RunFilter, limit: usize) -> Result<Vec<Stored>, StoreError> {
         let tenant = tenant.clone();
         let found = self.reads.call(move |conn| runs::list(conn, &tenant, &filter, limit)).await?;
@@ -375,6 +379,10 @@ impl ThreadStore for SqliteStore {
 
     async fn hand_off(&self, hand_off: HandOff) -> Result<Option<Moved>, StoreError> {
         self.writes.call(move |writer| threads::hand_off(writer, &hand_off)).await
+    }
+
+    async fn put_off_follow_up(&self, id: ThreadId, number: u64, due: Option<Timestamp>) -> Result<(), StoreError> {
+        self.writes.call(move |writer| threads::put_off_follow_up(writer.conn(), id, number, due)).await
     }
 
     async fn release_thread(&self, tenant: &Tenant, id: ThreadId, now: Timestamp) -> Result<Option<Moved>, StoreError> {

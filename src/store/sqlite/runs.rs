@@ -17,6 +17,15 @@ pub(super) fn get(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Optio
     Ok(load(conn, id)?.filter(|found| found.run.spec.tenant == *tenant))
 }
 
+/// Whose run `id` is.
+pub(super) fn tenant_of(conn: &Connection, id: RunId) -> Result<Option<Tenant>, StoreError> {
+    let tenant = conn
+        .prepare_cached("SELECT tenant FROM runs WHERE id = ?")?
+        .query_row([id.as_bytes()], |row| row.get::<_, String>(0))
+        .optional()?;
+    Ok(tenant.map(Tenant::new))
+}
+
 /// The tenant's runs that match, youngest first.
 pub(super) fn list(
     conn: &mut Connection,

@@ -194,6 +194,23 @@ pub(super) fn hand_off(writer: &mut Writer, hand_off: &HandOff) -> Result<Option
     move_thread(writer, tenant, *thread, |found| found.hand_off(reason.clone(), *by, *now))
 }
 
+/// The follow-up of this number is due at another time, or not at all.
+pub(super) fn put_off_follow_up(
+    conn: &Connection,
+    id: ThreadId,
+    number: u64,
+    due: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    let Some(was) = find(conn, id)? else { return Ok(()) };
+    let Some(follow_up) = was.follow_up.clone().filter(|follow_up| follow_up.timer.id == number) else {
+        return Ok(());
+    };
+    let follow_up = due.map(|due| FollowUp { timer: Timer { due, ..follow_up.timer }, ..follow_up });
+    let thread = Thread { follow_up, ..was.clone() };
+    update(conn, &thread)?;
+    rearm(conn, &was, &thread)
+}
+
 /// The thread is given back.
 pub(super) fn release(
     writer: &mut Writer,
@@ -535,11 +552,14 @@ pub(super) fn conversation(
 ) -> Result<Conversation, StoreError> {
     let snapshot = conn.transaction()?;
     let mut conversation = Conversation::default();
-    let turn: Option<([u8; 16], Option<i64>)> = snapshot
-        .prepare_cached("SELECT thread_id, turn FROM messages WHERE run_id = ? ORDER BY seq LIMIT 1")?
+    // Whoever asks has the thread: the turn is its own.
+    let turn: Option<([u8; 16], i64)> = snapshot
+        .prepare_cached(
+            "SELECT t.id, t.turns FROM runs r JOIN threads t ON t.id = r.thread_id WHERE r.id = ? AND t.holder = r.id",
+        )?
         .query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((thread, Some(turn))) = turn else { return Ok(conversation) };
+    let Some((thread, turn)) = turn else { return Ok(conversation) };
     let mut statement = snapshot.prepare_cached(
         "SELECT role, content FROM messages INDEXED BY messages_by_turn WHERE thread_id = ? AND turn < ? \
          ORDER BY turn DESC, seq DESC LIMIT ?",

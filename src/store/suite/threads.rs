@@ -433,6 +433,47 @@ pub(crate) async fn a_retry_takes_its_messages_over(harness: &mut impl Harness) 
     assert_eq!(said(store, thread).await, all);
     let shown = store.conversation(id(3), 9, 1_000).await.unwrap();
     assert_eq!(texts(&shown.history), ["half", "m2", "r2"]);
+    // Another retry of the same run is shown as much, though its messages are the first's.
+    let mut owner = Owner::from(claimed);
+    followed(store.commit(last(owner.fail(Retry::Never), "")).await.unwrap());
+    let mut again = message(thread, 4, OnBusy::Enqueue);
+    again.ask.occasion = Occasion::Retry { of: id(1), steps_kept: 1 };
+    again.ask.newcomer.spec.retry_of = Some(id(1));
+    again.ask.newcomer.messages.clear();
+    assert_eq!(done(store.admit(again).await.unwrap()).how, How::Created(id(4)));
+    claim(store, 1).await.pop().unwrap();
+    let shown = store.conversation(id(4), 9, 1_000).await.unwrap();
+    assert!(texts(&shown.history).starts_with(&["half", "m2", "r2"]), "{shown:?}");
+}
+
+pub(crate) async fn a_follow_up_can_be_put_off_or_off_altogether(harness: &mut impl Harness) {
+    let store = &*harness.store();
+    let thread = thread(store, 1).await;
+    say(store, thread, 1, OnBusy::Enqueue).await;
+    let mut owner = Owner::next(store).await;
+    let mut commit = last(owner.complete(), "r");
+    commit.farewell.as_mut().unwrap().rules = rules();
+    let armed = followed(store.commit(commit).await.unwrap()).armed.unwrap();
+    store.put_off_follow_up(thread, 7, None).await.unwrap();
+    assert_eq!(timers(store).await, [armed], "that is another one");
+    let later = TimerKey { due: seconds(5_000), ..armed };
+    store.put_off_follow_up(thread, 1, Some(later.due)).await.unwrap();
+    assert_eq!(timers(store).await, [later]);
+    assert_eq!(found(store, thread).await.follow_up.unwrap().timer.due, later.due);
+    store.put_off_follow_up(thread, 1, None).await.unwrap();
+    assert_eq!((timers(store).await, found(store, thread).await.follow_up), (vec![], None));
+}
+
+pub(crate) async fn where_nothing_is_let_in_nothing_is_counted(harness: &mut impl Harness) {
+    let store = &*harness.store();
+    let thread = thread(store, 1).await;
+    for number in 1..=3 {
+        say(store, thread, number, OnBusy::Enqueue).await;
+    }
+    let bounded = |number, max_waiting| Admission { max_waiting, ..message(thread, number, OnBusy::Enqueue) };
+    assert_eq!(store.admit(bounded(4, 0)).await.unwrap(), Admitted::TooManyWaiting);
+    assert_eq!(store.admit(bounded(5, 3)).await.unwrap(), Admitted::TooManyWaiting);
+    done(store.admit(bounded(6, 4)).await.unwrap());
 }
 
 pub(crate) async fn a_message_comes_in_once_under_its_key(harness: &mut impl Harness) {

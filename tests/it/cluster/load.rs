@@ -97,6 +97,8 @@ pub(crate) fn any_run(dice: &mut StdRng) -> Value {
         }
         2 => body["max_attempts"] = json!(1),
         3..7 => params["step_tokens"] = json!(dice.random_range(1..=20)),
+        // So long that whatever happens hits some of them.
+        7 | 8 => params = json!({"tokens": 60, "delay_ms": 100}),
         _ => {}
     }
     body["params"] = params;

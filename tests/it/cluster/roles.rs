@@ -59,9 +59,10 @@ async fn a_cancel_reaches_the_worker_that_executes(kind: Kind) {
 async fn nodes_know_each_other_and_what_does_not_fit(kind: Kind) {
     let Some(cluster) = Cluster::start(kind, 1, 1).await else { return };
     let api = &cluster.apis[0];
-    let nodes = eventually("both are seen", async || {
+    let nodes = eventually("both are seen, and have seen the store", async || {
         let nodes = api.get("/v1/nodes").await.json()["data"].as_array().unwrap().clone();
-        (nodes.len() == 2).then_some(nodes)
+        let known = nodes.iter().filter(|node| node["fingerprint"]["store"].is_string());
+        (known.count() == 2).then_some(nodes)
     })
     .await;
     let worker = nodes.iter().find(|node| node["role"] == "worker").unwrap();
