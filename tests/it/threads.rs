@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{Answer, Node, Stream, assert_log, assert_promise, eventually, id_of, said, soon};
 
 /// A thread of its own.
-async fn thread(node: &Node) -> String {
+pub(crate) async fn thread(node: &Node) -> String {
     let answer = node.post_json("/v1/threads", &json!({})).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     let id = id_of(&answer.json());
@@ -17,18 +17,18 @@ async fn thread(node: &Node) -> String {
     id
 }
 
-async fn thread_of(node: &Node, id: &str) -> Value {
+pub(crate) async fn thread_of(node: &Node, id: &str) -> Value {
     let answer = node.get(&format!("/v1/threads/{id}")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
 }
 
-async fn post_message(node: &Node, thread: &str, body: &Value) -> Answer {
+pub(crate) async fn post_message(node: &Node, thread: &str, body: &Value) -> Answer {
     node.post_json(&format!("/v1/threads/{thread}/messages"), body).await
 }
 
 /// A message to the scripted agent, with `more` besides; the answer.
-async fn say(node: &Node, thread: &str, content: &str, more: Value) -> Value {
+pub(crate) async fn say(node: &Node, thread: &str, content: &str, more: Value) -> Value {
     let mut body = json!({"agent": "scripted", "content": content});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let answer = post_message(node, thread, &body).await;
@@ -79,7 +79,7 @@ fn words(messages: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 /// The ids of the thread's runs, oldest first.
-async fn runs(node: &Node, thread: &str) -> Vec<String> {
+pub(crate) async fn runs(node: &Node, thread: &str) -> Vec<String> {
     let page = node.get(&format!("/v1/runs?thread_id={thread}")).await.json();
     let mut ids: Vec<_> = page["data"].as_array().unwrap().iter().map(id_of).collect();
     ids.reverse();
@@ -508,15 +508,15 @@ async fn the_answer_to_a_message_can_be_the_stream_of_its_run() {
 
 /// An event of a thread's stream.
 #[derive(Debug, Clone, PartialEq)]
-struct Shown {
-    id: String,
-    kind: String,
-    run: Option<String>,
-    data: Value,
+pub(crate) struct Shown {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) run: Option<String>,
+    pub(crate) data: Value,
 }
 
 impl Shown {
-    async fn next(stream: &mut Stream) -> Self {
+    pub(crate) async fn next(stream: &mut Stream) -> Self {
         let frame = stream.next_frame().await.expect("a stream that does not end");
         let mut lines = frame.lines();
         let mut field = |name: &str| lines.next().and_then(|line| line.strip_prefix(name)).expect("a field").to_owned();
@@ -525,12 +525,12 @@ impl Shown {
         Self { id, kind, run: data["run_id"].as_str().map(str::to_owned), data }
     }
 
-    fn ends_a_run(&self) -> bool {
+    pub(crate) fn ends_a_run(&self) -> bool {
         ["run.completed", "run.failed", "run.cancelled", "run.expired"].contains(&self.kind.as_str())
     }
 }
 
-async fn watch(node: &Node, thread: &str, query: &str, after: Option<&str>) -> Stream {
+pub(crate) async fn watch(node: &Node, thread: &str, query: &str, after: Option<&str>) -> Stream {
     let mut request = node.request(Method::GET, &format!("/v1/threads/{thread}/stream{query}"));
     if let Some(after) = after {
         request = request.header("last-event-id", after);
@@ -539,7 +539,7 @@ async fn watch(node: &Node, thread: &str, query: &str, after: Option<&str>) -> S
 }
 
 /// What was shown of each run, and of the thread itself under no name.
-fn by_run(events: &[Shown]) -> BTreeMap<Option<String>, Vec<(String, Value)>> {
+pub(crate) fn by_run(events: &[Shown]) -> BTreeMap<Option<String>, Vec<(String, Value)>> {
     let mut by_run: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for event in events {
         let own = event.kind.starts_with("thread.");
@@ -550,7 +550,7 @@ fn by_run(events: &[Shown]) -> BTreeMap<Option<String>, Vec<(String, Value)>> {
 }
 
 /// What is shown of each run is its log, with its id.
-async fn assert_shown(node: &Node, events: &[Shown]) {
+pub(crate) async fn assert_shown(node: &Node, events: &[Shown]) {
     for (run, shown) in by_run(events) {
         let Some(run) = run else { continue };
         let mut logged = node.events(&run).await;

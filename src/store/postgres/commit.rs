@@ -165,7 +165,8 @@ async fn write_between(conn: &Conn, items: &[&Decided], [before, behind]: [&str;
 /// comes before that of the run, so nothing can be handed to the run meanwhile.
 pub(super) async fn finish(conn: &Conn, decided: &Decided) -> Result<Committed, Failure> {
     let commit = &decided.commit;
-    let Some(Held { found, thread }) = transition::lock(conn, None, decided.run()).await? else {
+    let Some(Held { found, thread }) = transition::lock(conn, conn.begin_patiently(), None, decided.run()).await?
+    else {
         return Ok(Committed::Fenced);
     };
     let owner = Owner {

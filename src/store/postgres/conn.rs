@@ -24,6 +24,8 @@ pub(super) struct Conn {
     /// Moves the bytes. It would wait for the answers of a server that gives none for ever.
     driver: AbortHandle,
     statements: Mutex<HashMap<&'static str, Statement>>,
+    patient: String,
+    as_ever: String,
     /// Which of the link's generations it belongs to.
     pub(super) generation: u64,
 }
@@ -59,7 +61,11 @@ impl Conn {
             let (client, connection) = config.connect(MakeRustlsConnect::new(tls::client_config(options)?)).await?;
             (client, tokio::spawn(async { drop(connection.await) }))
         };
-        let conn = Self { client, driver: driver.abort_handle(), statements: Mutex::default(), generation };
+        let limit = options.query_timeout.as_millis().max(10);
+        let patient = format!("BEGIN; SET LOCAL lock_timeout = {}", limit / 2);
+        let as_ever = format!("SET LOCAL lock_timeout = {}", limit / 10);
+        let (driver, statements) = (driver.abort_handle(), Mutex::default());
+        let conn = Self { client, driver, statements, patient, as_ever, generation };
         conn.client.batch_execute(&settings(options)).await?;
         Ok(conn)
     }
@@ -86,6 +92,16 @@ impl Conn {
     pub(super) async fn execute(&self, sql: &'static str, params: Params<'_>) -> Result<u64, Failure> {
         let statement = self.prepare(sql).await?;
         Ok(self.client.execute(&statement, params).await?)
+    }
+
+    /// Begins a transaction that may wait for locks for half of the time of a call, until [`as_ever`](Self::as_ever).
+    pub(super) fn begin_patiently(&self) -> &str {
+        &self.patient
+    }
+
+    /// From here on the transaction waits for a lock as others do.
+    pub(super) fn as_ever(&self) -> &str {
+        &self.as_ever
     }
 
     /// For what is not prepared once, and for pipelines.

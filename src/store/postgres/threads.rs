@@ -7,11 +7,14 @@
 //! anything that a holder of the thread waits for. The key of an admission comes last: who finds it taken begins again.
 //! Claims and what the owner of a run writes while the run goes on take no lock of a thread: until it has ended a run
 //! keeps its thread, whatever becomes of it.
+//!
+//! Those who want the same thread come one after the other, and a busy thread is no outage: they wait for it longer than
+//! for other locks. Who has many threads to look at does not.
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use futures_util::future::{try_join, try_join4};
+use futures_util::future::{try_join, try_join5};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -115,16 +118,16 @@ impl Locked {
     }
 }
 
-/// Begins a transaction and locks thread `id` with its open runs. If there is no such thread, or it is another
-/// tenant's, the transaction is over.
-async fn lock(conn: &Conn, tenant: Option<&Tenant>, id: ThreadId) -> Result<Option<Locked>, Failure> {
+/// Begins a transaction, by `begin`, and locks thread `id` with its open runs. If there is no such thread, or it is
+/// another tenant's, the transaction is over.
+async fn lock(conn: &Conn, begin: &str, tenant: Option<&Tenant>, id: ThreadId) -> Result<Option<Locked>, Failure> {
     let client = conn.client();
     let thread = conn.prepare(LOCK).await?;
     let (lock, load) = (conn.prepare(LOCK_OPEN).await?, conn.prepare(LOAD_OPEN).await?);
     let params: Params<'_> = &[id.as_uuid()];
-    let pipeline = (client.batch_execute("BEGIN"), client.query(&thread, params), client.query(&lock, params));
-    let load = client.query(&load, params);
-    let (_, threads, _, rows) = try_join4(pipeline.0, pipeline.1, pipeline.2, load).await?;
+    let begin = (client.batch_execute(begin), client.query(&thread, params), client.batch_execute(conn.as_ever()));
+    let (lock, load) = (client.query(&lock, params), client.query(&load, params));
+    let (_, threads, (), _, rows) = try_join5(begin.0, begin.1, begin.2, lock, load).await?;
     let thread = threads.first().map(read_thread).transpose()?;
     let Some(thread) = thread.filter(|thread| tenant.is_none_or(|tenant| thread.tenant == *tenant)) else {
         end(conn).await?;
@@ -184,7 +187,7 @@ async fn admit(
     waiting: &parking_lot::Mutex<Waiting>,
 ) -> Result<Option<Admitted>, Failure> {
     let Admission { tenant, thread, ask, key, max_waiting, share } = admission;
-    let locked = lock(conn, Some(tenant), *thread).await?;
+    let locked = lock(conn, conn.begin_patiently(), Some(tenant), *thread).await?;
     // Whoever has used the key for this thread has done so before the thread was locked.
     if let Some(key) = key
         && let Some((fingerprint, id)) = create::used(conn, tenant, key).await?
@@ -278,7 +281,7 @@ async fn move_thread(
     id: ThreadId,
     decide: impl FnOnce(Found) -> Change,
 ) -> Result<Option<Moved>, Failure> {
-    let Some(locked) = lock(conn, Some(tenant), id).await? else { return Ok(None) };
+    let Some(locked) = lock(conn, conn.begin_patiently(), Some(tenant), id).await? else { return Ok(None) };
     let (found, before) = locked.split()?;
     let was = found.thread.clone();
     let change = decide(found);
@@ -290,7 +293,7 @@ async fn move_thread(
 
 /// The follow-up of this number is due at another time, or not at all.
 async fn put_off_follow_up(conn: &Conn, id: ThreadId, number: u64, due: Option<Timestamp>) -> Result<(), Failure> {
-    let Some(Locked { thread: was, .. }) = lock(conn, None, id).await? else { return Ok(()) };
+    let Some(Locked { thread: was, .. }) = lock(conn, conn.begin_patiently(), None, id).await? else { return Ok(()) };
     if let Some(follow_up) = was.follow_up.clone().filter(|follow_up| follow_up.timer.id == number) {
         let follow_up = due.map(|due| FollowUp { timer: Timer { due, ..follow_up.timer }, ..follow_up });
         let thread = Thread { follow_up, ..was.clone() };
@@ -551,7 +554,7 @@ async fn patch(conn: &Conn, tenant: &Tenant, id: ThreadId, patch: &Patch) -> Res
 
 /// Removes a thread whose runs have ended.
 async fn delete(conn: &Conn, tenant: &Tenant, id: ThreadId) -> Result<ThreadDeleted, Failure> {
-    let Some(Locked { thread, open }) = lock(conn, Some(tenant), id).await? else {
+    let Some(Locked { thread, open }) = lock(conn, conn.begin_patiently(), Some(tenant), id).await? else {
         return Ok(ThreadDeleted::Missing);
     };
     let deleted = match open.iter().map(|found| found.run.spec.id).min() {
@@ -596,7 +599,7 @@ async fn delete_idle(conn: &Conn, before: Timestamp, most: usize) -> Result<Vec<
     let candidates: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let mut removed = Vec::new();
     for id in candidates.into_iter().map(ThreadId::from_uuid) {
-        let Some(Locked { thread, open }) = lock(conn, None, id).await? else { continue };
+        let Some(Locked { thread, open }) = lock(conn, "BEGIN", None, id).await? else { continue };
         // Something may have happened since.
         let idle = open.is_empty() && thread.holder.is_none() && thread.follow_up.is_none();
         if idle && thread.active_at < before {

@@ -4,7 +4,7 @@
 //! committed before it got the lock, in every table. Then the machine decides, and what follows is written in the
 //! same transaction. If the run belongs to a thread, the lock of the thread comes before (see `threads`).
 
-use futures_util::future::{try_join, try_join3, try_join4};
+use futures_util::future::{try_join, try_join3, try_join5};
 use uuid::Uuid;
 
 use super::batch::{AS_EVER, BY_CONDITION, Batch, batch_arrays, batch_columns, insert_log, set_state};
@@ -225,7 +225,7 @@ pub(super) async fn transition(
     command: &Command,
     now: Timestamp,
 ) -> Result<Transition, Failure> {
-    let Some(mut held) = lock(conn, tenant, id).await? else { return Ok(Transition::Missing) };
+    let Some(mut held) = lock(conn, conn.begin_patiently(), tenant, id).await? else { return Ok(Transition::Missing) };
     if held.found.run.status != Status::Running {
         return change(conn, held, command, now).await;
     }
@@ -247,7 +247,7 @@ pub(super) async fn keep_cancel(conn: &Conn, id: RunId) -> Result<(), Failure> {
 
 /// Gives up attempt `attempt` of run `id`, if it is the one that is running.
 pub(super) async fn give_up(conn: &Conn, id: RunId, attempt: u32, now: Timestamp) -> Result<Transition, Failure> {
-    match lock(conn, None, id).await? {
+    match lock(conn, conn.begin_patiently(), None, id).await? {
         Some(held) => {
             let command = Command::Crash { attempt, cancel: held.found.cancel_requested };
             change(conn, held, &command, now).await
@@ -316,7 +316,7 @@ async fn end_attempt(
     command: impl Fn(&Found) -> Command,
 ) -> Result<Option<Transition>, Failure> {
     let ended = async {
-        let Some(held) = lock(conn, None, id).await? else { return Ok(None) };
+        let Some(held) = lock(conn, "BEGIN", None, id).await? else { return Ok(None) };
         let is_it = held.found.run.status == Status::Running && u64::from(held.found.run.attempt) == attempt;
         if !is_it || (expired && conn.query(IS_EXPIRED, &[id.as_uuid()]).await?.is_empty()) {
             conn.client().batch_execute("COMMIT").await?;
@@ -378,16 +378,21 @@ async fn end_attempts(
     Ok(recovered)
 }
 
-/// Begins a transaction and locks run `id`, behind its thread. If there is no such run, or it is another tenant's,
-/// the transaction is over.
-pub(super) async fn lock(conn: &Conn, tenant: Option<&Tenant>, id: RunId) -> Result<Option<Held>, Failure> {
+/// Begins a transaction, by `begin`, and locks run `id`, behind its thread. If there is no such run, or it is another
+/// tenant's, the transaction is over.
+pub(super) async fn lock(
+    conn: &Conn,
+    begin: &str,
+    tenant: Option<&Tenant>,
+    id: RunId,
+) -> Result<Option<Held>, Failure> {
     let client = conn.client();
     let thread = conn.prepare(threads::LOCK_OF_RUN).await?;
     let (lock, load) = (conn.prepare(LOCK).await?, conn.prepare(LOAD).await?);
     let params: super::conn::Params<'_> = &[id.as_uuid()];
-    let pipeline = (client.batch_execute("BEGIN"), client.query(&thread, params), client.query(&lock, params));
-    let load = client.query(&load, params);
-    let (_, threads, _, rows) = try_join4(pipeline.0, pipeline.1, pipeline.2, load).await?;
+    let begin = (client.batch_execute(begin), client.query(&thread, params), client.batch_execute(conn.as_ever()));
+    let (lock, load) = (client.query(&lock, params), client.query(&load, params));
+    let (_, threads, (), _, rows) = try_join5(begin.0, begin.1, begin.2, lock, load).await?;
     let (mut found, mut open) = (None, Vec::new());
     for row in &rows {
         if rows::Columns::of(row).id()? == id {

@@ -10,6 +10,7 @@ mod proxy;
 mod roles;
 mod schedules;
 mod services;
+mod threads;
 
 use std::time::Duration;
 
@@ -55,13 +56,18 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// So many nodes of each role, all ready. `None` when a server is not installed here.
     pub(crate) async fn start(kind: Kind, apis: usize, workers: usize) -> Option<Self> {
+        Self::start_with(kind, apis, workers, "").await
+    }
+
+    /// The same, with more configuration.
+    pub(crate) async fn start_with(kind: Kind, apis: usize, workers: usize, config: &str) -> Option<Self> {
         let services = Services::start(kind).await?;
         let mut cluster = Self { apis: Vec::new(), workers: Vec::new(), services, targets: Targets::default() };
         for _ in 0..apis {
-            cluster.apis.push(Node::start(cluster.options("api")).await);
+            cluster.apis.push(Node::start(cluster.options_with("api", config)).await);
         }
         for _ in 0..workers {
-            cluster.workers.push(Node::start(cluster.options("worker")).await);
+            cluster.workers.push(Node::start(cluster.options_with("worker", config)).await);
         }
         cluster.retarget();
         cluster.ready().await;

@@ -10,6 +10,7 @@ use super::{Harness, Place, PostgresOptions, PostgresStore, soon, up};
 use crate::run::{Command, Event, Failure, Rejection, Retry, RunError, Status};
 use crate::store::suite::{self, kit};
 use crate::store::{Committed, Created, DeadLetterStore, RunStore, StoreError, Transition};
+use crate::thread::OnBusy;
 
 #[tokio::test]
 async fn of_two_nodes_no_run_is_claimed_twice() {
@@ -212,6 +213,24 @@ async fn a_row_that_someone_holds_on_to_costs_its_own_run_only() {
     }
     theirs.rollback().await.unwrap();
     kit::commit(&store, commits[4].clone()).await;
+}
+
+#[tokio::test]
+async fn a_busy_thread_is_waited_for_longer_than_a_row() {
+    let Some(mut place) = Place::fresh().await else { return };
+    let limit = Duration::from_secs(4);
+    let store = PostgresStore::connect(PostgresOptions { query_timeout: limit, ..place.options() }).unwrap();
+    let thread = suite::threads::thread(&store, 1).await;
+    let theirs = place.admin.transaction().await.unwrap();
+    theirs.execute("SELECT FROM runcast_threads FOR UPDATE", &[]).await.unwrap();
+    let messages = (1..=3).map(|number| suite::threads::say(&store, thread, number, OnBusy::Enqueue));
+    let release = async {
+        // Twice as long as a row is waited for.
+        tokio::time::sleep(limit / 5).await;
+        theirs.rollback().await.unwrap();
+    };
+    let (moved, ()) = tokio::join!(join_all(messages), release);
+    assert_eq!(moved.iter().filter(|moved| moved.created.is_some()).count(), 3);
 }
 
 #[tokio::test]
