@@ -19,6 +19,9 @@ use runcast::run::{Begin, Command, Input, OnDisconnect, Reason, Run, RunId, Segm
 use runcast::store::sqlite::{SqliteOptions, SqliteStore};
 use runcast::store::{NewRun, RunStore, Share, TimerKey, TimerKind, Transition};
 
+/// Tells a part that it is to measure.
+const MEASURE: &str = "--measure";
+
 /// How many callers are at the store at once.
 const CALLERS: usize = 256;
 
@@ -29,14 +32,18 @@ const RATE: usize = 10_000;
 const SAMPLED: usize = 50;
 
 fn main() {
-    // `cargo bench` adds `--bench`.
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let count = arguments.next().and_then(|argument| argument.parse().ok()).unwrap_or(1_000_000);
+    // `cargo bench` adds `--bench`. Without it, as among the tests, it is only seen that everything works.
+    let measures = std::env::args().any(|argument| argument == "--bench" || argument == MEASURE);
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let count = arguments.next().and_then(|argument| argument.parse().ok());
+    let count = count.unwrap_or(if measures { 1_000_000 } else { 1_000 });
     let Some(part) = arguments.next() else {
         // Each part in a process of its own: what one has allocated must not hide what the next needs.
         let program = std::env::current_exe().expect("this program");
         for part in ["memory", "durably", "parked", "fired"] {
-            let status = std::process::Command::new(&program).args([&count.to_string(), part]).status();
+            let mut command = std::process::Command::new(&program);
+            command.args([&count.to_string(), part]).args(measures.then_some(MEASURE));
+            let status = command.status();
             assert!(status.expect("a part").success(), "{part}");
         }
         return;
@@ -46,7 +53,8 @@ fn main() {
             "memory" => in_memory(count),
             "durably" => durably(count.min(200_000)).await,
             "parked" => parked(count).await,
-            "fired" => fired().await,
+            "fired" if measures => fired(30, 10).await,
+            "fired" => fired(2, 0).await,
             other => panic!("there is no part {other}"),
         }
     });
@@ -203,12 +211,14 @@ async fn create(engine: &Engine, count: usize, start: impl Fn(usize) -> Start) {
 }
 
 /// How late timers fire: from when they are due to when a viewer sees `run.queued`.
-async fn fired() {
+///
+/// They are armed within so many seconds, and fire for so many; none: a few fire at once.
+async fn fired(armed: u64, seconds: usize) {
     let directory = tempfile::tempdir().expect("a directory");
     let runcast = node(directory.path()).await;
     let engine = runcast.engine().clone();
-    let (seconds, count) = (10, RATE * 10);
-    let first = SystemClock.now().after(Duration::from_secs(30));
+    let count = (RATE * seconds).max(200);
+    let first = SystemClock.now().after(Duration::from_secs(armed));
     let due = |number: usize| first.after(Duration::from_micros(number as u64 * 1_000_000 / RATE as u64));
     let mut watched = Vec::new();
     let runs: Vec<_> = stream::iter(0..count)
