@@ -114,7 +114,8 @@ impl Source for AmqpQueue {
 
     async fn close(self: Box<Self>) {
         if let Some((channel, _)) = &self.open {
-            drop(timeout(Duration::from_secs(1), channel.close(200, "done".into())).await);
+            // Behind the last acknowledgements: when it is answered they have arrived.
+            drop(timeout(self.link.limit, channel.close(200, "done".into())).await);
         }
         self.link.stop();
     }
