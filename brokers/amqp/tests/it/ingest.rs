@@ -103,8 +103,8 @@ async fn a_missing_queue_is_declared_and_its_messages_come_in_order_and_go_when_
         message.done().await.unwrap();
     }
     soon("close", source.close()).await;
-    // A busy RabbitMQ may let go of acknowledgements that come right before the end of their channel: their messages
-    // come again, and go when they are done and the channel stays for a while.
+    // Among other tests some were seen to stay after the close; why is not known, perhaps the last acknowledgements get
+    // lost with their channel. What is not acknowledged comes again, as promised, and has to go then.
     soon("all have gone", async {
         let mut comes_again = true;
         while comes_again {
