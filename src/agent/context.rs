@@ -148,13 +148,34 @@ impl RunContext {
 
     /// The whole answer of one model call.
     pub async fn message(&self, text: impl Into<String>) -> Result<(), Stopped> {
-        let message = Message { role: Role::Assistant, content: text.into() };
+        let message = Message { role: Role::Assistant, content: text.into().into() };
         self.show(Event::MessageCompleted { message }).await
     }
 
     /// A line of the agent's own log. `level` is `debug`, `info`, `warn` or `error`.
     pub async fn log(&self, level: &'static str, message: impl Into<String>) -> Result<(), Stopped> {
         self.show(Event::Log { level, message: message.into() }).await
+    }
+
+    /// Says that a tool is called. What the model wrote as its arguments is shown as it is.
+    pub async fn tool_started(&self, call_id: &str, name: &str, arguments: &str) -> Result<(), Stopped> {
+        let arguments = serde_json::from_str(arguments).unwrap_or_else(|_| Value::from(arguments));
+        self.show(Event::ToolStarted { call_id: call_id.to_owned(), name: name.to_owned(), arguments }).await
+    }
+
+    /// A piece of what a tool says while it works.
+    pub async fn tool_output(&self, call_id: &str, text: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::ToolOutput { call_id: call_id.to_owned(), text: text.into() }).await
+    }
+
+    /// Says what a tool gave.
+    pub async fn tool_completed(&self, call_id: &str, name: &str, output: Value, failed: bool) -> Result<(), Stopped> {
+        self.show(Event::ToolCompleted { call_id: call_id.to_owned(), name: name.to_owned(), output, failed }).await
+    }
+
+    /// Shows the plan that the agent follows, in place of the one before.
+    pub async fn plan(&self, plan: Value) -> Result<(), Stopped> {
+        self.show(Event::PlanUpdated { plan }).await
     }
 
     /// Whatever the agent wants its viewers to see.

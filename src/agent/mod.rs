@@ -10,6 +10,7 @@ pub mod model;
 pub mod providers;
 mod registry;
 pub mod scripted;
+pub mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;

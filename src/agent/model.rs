@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::providers::{Chat, Piece, Provider};
+use super::providers::{Chat, Piece, Provider, Turn};
 use super::{Agent, AgentCard, AgentError, Answer, Manners, RunContext};
 use crate::run::{Message, Role, StepKind, Usage};
 
@@ -87,19 +87,21 @@ impl ModelAgent {
 
     /// What the first model call is given: the instructions, what was said before in the thread, and the input.
     fn opening(&self, context: &RunContext) -> Vec<Message> {
-        let system = self.options.system.iter().map(|system| Message { role: Role::System, content: system.clone() });
+        let system =
+            self.options.system.iter().map(|system| Message { role: Role::System, content: system.as_str().into() });
         system.chain(context.history().iter().cloned()).chain(context.input().clone().into_messages()).collect()
     }
 
     /// Makes the model call and keeps it as step number `step`.
     async fn call(&self, context: &RunContext, step: u32, messages: Vec<Message>) -> Result<Value, AgentError> {
         let params = self.params(context)?;
-        let asked: usize = messages.iter().map(|message| message.content.len()).sum();
+        let asked: usize = messages.iter().map(|message| message.content.bytes()).sum();
         let chat = Chat {
             model: self.options.model.clone(),
-            messages,
+            turns: messages.into_iter().map(Turn::Said).collect(),
             temperature: params.temperature.or(self.options.temperature),
             max_tokens: params.max_tokens.map(|number| number as u32).or(self.options.max_tokens),
+            ..Chat::default()
         };
         context.step_started(step, StepKind::Model, self.model()).await?;
         let mut pieces = self.provider.chat(chat).await?;
@@ -114,7 +116,8 @@ impl ModelAgent {
                     thought += more.len();
                     context.reasoning(more).await?;
                 }
-                Piece::Finish(reason) => finish = Some(reason),
+                Piece::Finish(reason) => finish = Some(reason.as_str().to_owned()),
+                Piece::Call(_) | Piece::Echo(_) => {}
                 Piece::Usage(counted) => usage = Some(counted),
             }
         }
@@ -129,7 +132,7 @@ impl ModelAgent {
 /// Adds the answer of a model call, unless there is none: some providers refuse empty messages.
 fn answered(talk: &mut Vec<Message>, result: &Value) {
     if let Some(text) = result.get("text").and_then(Value::as_str).filter(|text| !text.is_empty()) {
-        talk.push(Message { role: Role::Assistant, content: text.to_owned() });
+        talk.push(Message { role: Role::Assistant, content: text.into() });
     }
 }
 
@@ -302,7 +305,15 @@ mod tests {
     }
 
     fn message(role: Role, content: &str) -> Message {
-        Message { role, content: content.to_owned() }
+        Message { role, content: content.into() }
+    }
+
+    fn said(chat: &Chat) -> Vec<Message> {
+        let said = |turn: &Turn| match turn {
+            Turn::Said(message) => Some(message.clone()),
+            Turn::Called { .. } | Turn::Returned { .. } => None,
+        };
+        chat.turns.iter().filter_map(said).collect()
     }
 
     fn text(text: &str) -> Result<Piece, AgentError> {
@@ -316,7 +327,7 @@ mod tests {
             Ok(Piece::Reasoning("hm".to_owned())),
             text("Hel"),
             text("lo"),
-            Ok(Piece::Finish("stop".to_owned())),
+            Ok(Piece::Finish("stop".into())),
             Ok(Piece::Usage(usage)),
         ]);
         let (context, seen) = context(Input::Text("Hi".to_owned()), json!({"max_tokens": 5.0}), Vec::new());
@@ -339,21 +350,22 @@ mod tests {
         assert_eq!(*seen.steps.lock(), [step]);
         let asked = Chat {
             model: "small/v1".to_owned(),
-            messages: vec![message(Role::System, "Be brief."), message(Role::User, "Hi")],
+            turns: vec![Turn::Said(message(Role::System, "Be brief.")), Turn::Said(message(Role::User, "Hi"))],
             temperature: Some(0.5),
             max_tokens: Some(5),
+            ..Chat::default()
         };
         assert_eq!(*provider.asked.lock(), [asked]);
     }
 
     #[tokio::test]
     async fn usage_that_is_not_reported_is_estimated_and_a_limit_is_an_outcome() {
-        let provider = fake([text("Hello"), Ok(Piece::Finish("length".to_owned()))]);
+        let provider = fake([text("Hello"), Ok(Piece::Finish("length".into()))]);
         let conversation = vec![message(Role::User, "a"), message(Role::Assistant, "b"), message(Role::User, "c")];
         let (context, seen) = context(Input::Messages(conversation.clone()), json!({}), Vec::new());
         let answer = agent(provider.clone()).run(context).await.unwrap();
         assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
-        assert_eq!(provider.asked.lock()[0].messages[1..], conversation);
+        assert_eq!(said(&provider.asked.lock()[0])[1..], conversation);
         assert_eq!(seen.steps.lock()[0].usage, Usage { input_tokens: 3, output_tokens: 2, estimated: true });
     }
 
@@ -385,9 +397,9 @@ mod tests {
         let asked = provider.asked.lock().clone();
         let mut talk = vec![message(Role::System, "Be brief."), history[0].clone(), history[1].clone()];
         talk.push(message(Role::User, "Hi"));
-        assert_eq!(asked[0].messages, talk);
+        assert_eq!(said(&asked[0]), talk);
         talk.extend([message(Role::Assistant, "Hello"), message(Role::User, "louder"), message(Role::User, "please")]);
-        assert_eq!(asked[1].messages, talk);
+        assert_eq!(said(&asked[1]), talk);
         assert_eq!(asked.len(), 2);
         let steps: Vec<_> = seen.steps.lock().iter().map(|step| step.step).collect();
         assert_eq!(steps, [1, 2]);
@@ -415,7 +427,7 @@ mod tests {
             assert_eq!(asked.len(), calls);
             for chat in asked.iter() {
                 let rest = [message(Role::User, "Hi"), message(Role::Assistant, "one"), message(Role::User, "louder")];
-                assert_eq!(chat.messages[1..], rest);
+                assert_eq!(said(chat)[1..], rest);
             }
         }
     }

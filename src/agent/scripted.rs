@@ -81,7 +81,8 @@ impl<'a> Plan<'a> {
     fn hear(&mut self, message: &Message, said: &str) {
         let before = self.ahead.back().map_or(said, String::as_str);
         let gap = !before.is_empty() && !before.ends_with(char::is_whitespace);
-        let words = message.content.split_whitespace().enumerate();
+        let text = message.content.text();
+        let words = text.split_whitespace().enumerate();
         let tokens = words.map(|(index, word)| format!("{}{word} ", if gap && index == 0 { " " } else { "" }));
         self.ahead.extend(tokens);
     }
@@ -157,7 +158,7 @@ impl Agent for ScriptedAgent {
         let in_thread = context.spec().thread.is_some();
         let finished = context.finished_steps();
         let keeps = in_thread || script.step_tokens.is_some() || script.ask_at.is_some();
-        let text = if in_thread { all_text(&context) } else { context.input().last_text().to_owned() };
+        let text = if in_thread { all_text(&context) } else { context.input().last_text().into_owned() };
         let mut plan = Plan::new(&script, context.history().len(), &text);
         let (mut said, mut tokens) = (String::new(), 0_u64);
         // Up to where earlier attempts have said it.
@@ -230,7 +231,7 @@ impl Agent for ScriptedAgent {
 /// All that the run is given to say.
 fn all_text(context: &RunContext) -> String {
     let messages = context.input().clone().into_messages();
-    messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join(" ")
+    messages.iter().map(|message| message.content.text()).collect::<Vec<_>>().join(" ")
 }
 
 /// Puts what earlier attempts have taken after step `step` into its place.

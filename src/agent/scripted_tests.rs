@@ -57,7 +57,7 @@ impl Sink for Seen {
 }
 
 fn message(content: &str) -> Message {
-    Message { role: Role::User, content: content.to_owned() }
+    Message { role: Role::User, content: content.into() }
 }
 
 fn messages(contents: &[&str]) -> Input {

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::object::RunObject;
 use crate::engine::{CreateRun, Key, Send};
-use crate::run::{Input, OnDisconnect, Role, Tenant, ThreadId, Timestamp};
+use crate::run::{Content, Input, OnDisconnect, Role, Tenant, ThreadId, Timestamp};
 use crate::thread::{How, OnBusy, Thread, ThreadMessage};
 
 /// The body of `POST /v1/threads`.
@@ -242,7 +242,7 @@ pub(super) struct MessageObject<'a> {
     /// Counts the messages of the thread, from 1.
     seq: u64,
     role: Role,
-    content: &'a str,
+    content: &'a Content,
     /// The run that was given it, or that said it; absent: people were to answer it.
     run_id: Option<String>,
     #[schema(value_type = String, format = DateTime)]

@@ -169,7 +169,7 @@ impl Said {
             Event::MessageCompleted { message } => {
                 self.bytes -= self.begun.len();
                 self.begun.clear();
-                if self.fits(&message.content) {
+                if self.fits(&message.content.text()) {
                     self.whole.push(message.clone());
                 }
             }
@@ -180,6 +180,10 @@ impl Said {
             | Event::Queued {}
             | Event::Started { .. }
             | Event::StepStarted { .. }
+            | Event::ToolStarted { .. }
+            | Event::ToolOutput { .. }
+            | Event::ToolCompleted { .. }
+            | Event::PlanUpdated { .. }
             | Event::StepCompleted { .. }
             | Event::Waiting { .. }
             | Event::Retrying { .. }
@@ -201,7 +205,7 @@ impl Said {
     /// What belongs into the thread when the run has ended as `run`: its messages, with its output as the last;
     /// or, if it was cut off, what it had said until then.
     pub(super) fn all(&self, run: &Run) -> Vec<Message> {
-        let assistant = |content: String| Message { role: Role::Assistant, content };
+        let assistant = |content: String| Message { role: Role::Assistant, content: content.into() };
         let mut said = self.whole.clone();
         match run.status {
             Status::Completed => {
@@ -210,7 +214,7 @@ impl Said {
                     Some(other) => other.to_string(),
                     None => String::new(),
                 };
-                let whole: String = said.iter().map(|message| message.content.as_str()).collect();
+                let whole: String = said.iter().map(|message| message.content.text()).collect();
                 if output.ends_with(&whole) {
                     // They are pieces of it, some of which may have been said by earlier attempts.
                     said.clear();

@@ -351,10 +351,15 @@ impl Engine {
         if bytes > settings.max_input {
             return Err(CreateError::InputTooLarge { bytes, limit: settings.max_input });
         }
-        if let Input::Messages(messages) = &wish.input
-            && messages.is_empty()
-        {
-            return Err(invalid("input", "expected at least one message"));
+        if let Input::Messages(messages) = &wish.input {
+            if messages.is_empty() {
+                return Err(invalid("input", "expected at least one message"));
+            }
+            for (index, message) in messages.iter().enumerate() {
+                if let Some(fault) = message.content.fault() {
+                    return Err(invalid(&format!("input[{index}].content"), fault));
+                }
+            }
         }
         self.node
             .agents

@@ -471,7 +471,7 @@ pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> 
                 // Nobody was there when it was due.
                 return put_off(node, timer, number, Some(within)).await;
             }
-            let message = Message { role: Role::System, content: rule.instruction.clone() };
+            let message = Message { role: Role::System, content: rule.instruction.as_str().into() };
             let wish = CreateRun::new(thread.tenant.clone(), follow_up.agent.clone(), Input::Messages(vec![message]));
             let checked = engine.check(CreateRun { thread: Some(id), ..wish }, now);
             let occasion = Occasion::FollowUp { timer: number, rules };

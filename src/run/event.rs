@@ -64,6 +64,39 @@ pub enum Event {
         /// The message.
         message: Message,
     },
+    /// A tool is called.
+    ToolStarted {
+        /// Tells the call from the run's others.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// What it is given: an object, or the model's own words when they are no JSON.
+        arguments: Value,
+    },
+    /// A piece of what a tool says while it works.
+    ToolOutput {
+        /// The call.
+        call_id: String,
+        /// The text that follows.
+        text: String,
+    },
+    /// A tool has ended.
+    ToolCompleted {
+        /// The call.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// What the model is shown of what it gave.
+        output: Value,
+        /// It did not work; the output says why.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        failed: bool,
+    },
+    /// The plan that the agent follows, in place of the one before.
+    PlanUpdated {
+        /// A list of `{"task", "status"}`, or the agent's own form.
+        plan: Value,
+    },
     /// A step is finished and kept: no later attempt makes it again.
     StepCompleted {
         /// Its number in the run.
@@ -181,6 +214,10 @@ impl Event {
             Self::MessageDelta { .. } => "message.delta",
             Self::ReasoningDelta { .. } => "reasoning.delta",
             Self::MessageCompleted { .. } => "message.completed",
+            Self::ToolStarted { .. } => "tool.started",
+            Self::ToolOutput { .. } => "tool.output",
+            Self::ToolCompleted { .. } => "tool.completed",
+            Self::PlanUpdated { .. } => "plan.updated",
             Self::StepCompleted { .. } => "step.completed",
             Self::Waiting { .. } => "run.waiting",
             Self::Retrying { .. } => "run.retrying",

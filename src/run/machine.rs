@@ -319,6 +319,10 @@ impl Run {
             | Event::MessageDelta { .. }
             | Event::ReasoningDelta { .. }
             | Event::MessageCompleted { .. }
+            | Event::ToolStarted { .. }
+            | Event::ToolOutput { .. }
+            | Event::ToolCompleted { .. }
+            | Event::PlanUpdated { .. }
             | Event::Log { .. }
             | Event::Custom { .. } => {}
             Event::Scheduled { due, reason, timer } => {

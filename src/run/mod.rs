@@ -6,6 +6,7 @@
 //! The diagram in the README is drawn in the words of [`Status`].
 
 mod command;
+mod content;
 mod event;
 mod id;
 mod machine;
@@ -18,6 +19,7 @@ mod time;
 mod webhook;
 
 pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
+pub use content::{Content, Part, Source};
 pub(crate) use event::is_final_kind;
 pub use event::{Event, RetryReason};
 pub use id::{RunId, ThreadId};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Content;
 use super::{RunId, ThreadId, Timestamp, Webhook};
 
 /// Whose run it is. Stands in every query.
@@ -104,7 +105,7 @@ impl Input {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
-            Self::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Self::Messages(messages) => messages.iter().map(|message| message.content.bytes()).sum(),
         }
     }
 
@@ -112,17 +113,17 @@ impl Input {
     #[must_use]
     pub fn into_messages(self) -> Vec<Message> {
         match self {
-            Self::Text(content) => vec![Message { role: Role::User, content }],
+            Self::Text(content) => vec![Message { role: Role::User, content: content.into() }],
             Self::Messages(messages) => messages,
         }
     }
 
     /// The text, or that of the last message.
     #[must_use]
-    pub fn last_text(&self) -> &str {
+    pub fn last_text(&self) -> std::borrow::Cow<'_, str> {
         match self {
-            Self::Text(text) => text,
-            Self::Messages(messages) => messages.last().map_or("", |message| &message.content),
+            Self::Text(text) => text.as_str().into(),
+            Self::Messages(messages) => messages.last().map_or("".into(), |message| message.content.text()),
         }
     }
 }
@@ -161,7 +162,7 @@ pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// What is said.
-    pub content: String,
+    pub content: Content,
 }
 
 /// Who speaks.

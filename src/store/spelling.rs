@@ -1,13 +1,14 @@
 //! How the adapters write what has no type of theirs: documents, words, numbers. One way for all, so that what one
 //! has written, another could read.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use crate::run::{OnDisconnect, Role, Run, StepKind};
+use crate::run::{Content, Message, OnDisconnect, Role, Run, StepKind};
 
 /// The parts of a run that are stored as JSON. Whoever asked for the run parses them, so that a long input does not
 /// hold up a store's threads.
@@ -69,18 +70,34 @@ pub(super) fn on_disconnect(text: &str) -> Option<OnDisconnect> {
     [OnDisconnect::Continue, OnDisconnect::Cancel].into_iter().find(|known| on_disconnect_text(*known) == text)
 }
 
-/// The stored spelling.
-pub(super) fn role_text(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-    }
+/// How a message is stored: who speaks, and what is said. One of parts is a document, which its role tells.
+pub(super) fn words(message: &Message) -> Result<(&'static str, Cow<'_, str>), StoreError> {
+    Ok(match &message.content {
+        Content::Text(text) => (role_text(message.role, false), Cow::Borrowed(text)),
+        Content::Parts(parts) => (role_text(message.role, true), Cow::Owned(json(parts)?)),
+    })
 }
 
-/// What is spelled so.
-pub(super) fn role(text: &str) -> Option<Role> {
-    [Role::System, Role::User, Role::Assistant].into_iter().find(|known| role_text(*known) == text)
+/// The message that was stored so.
+pub(super) fn message(role: &str, content: String) -> Result<Message, StoreError> {
+    let roles = [Role::System, Role::User, Role::Assistant];
+    let known = roles.into_iter().flat_map(|role| [(role, false), (role, true)]);
+    let Some((role, parts)) = known.into_iter().find(|(known, parts)| role_text(*known, *parts) == role) else {
+        return Err(unreadable("a message", format_args!("unknown role {role:?}")));
+    };
+    let content = if parts { Content::Parts(parse(&content)?) } else { Content::Text(content) };
+    Ok(Message { role, content })
+}
+
+fn role_text(role: Role, parts: bool) -> &'static str {
+    match (role, parts) {
+        (Role::System, false) => "system",
+        (Role::System, true) => "system_parts",
+        (Role::User, false) => "user",
+        (Role::User, true) => "user_parts",
+        (Role::Assistant, false) => "assistant",
+        (Role::Assistant, true) => "assistant_parts",
+    }
 }
 
 /// The stored spelling.

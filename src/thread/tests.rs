@@ -23,7 +23,7 @@ fn quiet(quiet: u64, longest: u64) -> Option<Quiet> {
 }
 
 fn user(content: &str) -> Message {
-    Message { role: Role::User, content: content.to_owned() }
+    Message { role: Role::User, content: content.into() }
 }
 
 /// A thread in a store that consists of maps.
@@ -142,7 +142,7 @@ impl World {
         let found = self.found();
         self.runs.insert(id, run.clone());
         if run.status.is_final() || run.status == Status::Queued {
-            let said = vec![(self.id(), Message { role: Role::Assistant, content: format!("said by {id}") })];
+            let said = vec![(self.id(), Message { role: Role::Assistant, content: format!("said by {id}").into() })];
             let rules = Arc::clone(&self.rules);
             let said = if run.status.is_final() && run.attempt > 0 { said } else { Vec::new() };
             self.write(found.moved(&run, said, &rules, at(self.now)));
@@ -194,7 +194,7 @@ impl World {
 
     fn words(&self, run: RunId) -> Vec<String> {
         let Input::Messages(messages) = &self.runs[&run].spec.input else { panic!("messages") };
-        messages.iter().map(|message| message.content.clone()).collect()
+        messages.iter().map(|message| message.content.text().into_owned()).collect()
     }
 
     fn check(&self) {
@@ -218,8 +218,9 @@ impl World {
         }
         // Each message of a person is in the input of exactly its run, or was handed to it, or is kept.
         for message in self.messages.iter().filter(|message| message.message.role == Role::User) {
-            let content = &message.message.content;
-            let within: Vec<_> = self.runs.keys().filter(|run| self.words(**run).contains(content)).copied().collect();
+            let content = &*message.message.content.text();
+            let within: Vec<_> =
+                self.runs.keys().filter(|run| self.words(**run).iter().any(|word| word == content)).copied().collect();
             let steered = message.unread || within.is_empty();
             match message.run {
                 Some(run) if !steered => assert!(within.contains(&run), "{content} is in {within:?}, not {run}"),

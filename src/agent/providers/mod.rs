@@ -2,8 +2,12 @@
 
 pub mod openai;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::AgentError;
 use crate::run::{Message, Usage};
@@ -19,30 +23,132 @@ pub trait Provider: Send + Sync + 'static {
 }
 
 /// What a model is asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chat {
     /// The model, without its provider.
     pub model: String,
     /// The conversation, oldest first.
-    pub messages: Vec<Message>,
+    pub turns: Vec<Turn>,
+    /// What the model may call.
+    pub tools: Arc<[ToolCard]>,
+    /// The model may call several tools at once.
+    pub parallel_tools: bool,
+    /// The JSON Schema that the text of the answer has to follow.
+    pub schema: Option<Arc<Value>>,
     /// 0 to 2; the provider's own default when absent.
     pub temperature: Option<f64>,
     /// The most tokens of the answer; the provider's own bound when absent.
     pub max_tokens: Option<u32>,
 }
 
+/// One entry of a conversation with a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Turn {
+    /// Somebody has said something.
+    Said(Message),
+    /// The model has answered, and wants tools to be called.
+    Called {
+        /// What it said before; may be empty.
+        text: String,
+        /// What it wants to be called, in its order; not empty. Each is returned by one of the turns that follow.
+        calls: Vec<ToolCall>,
+        /// See [`Piece::Echo`].
+        echo: Option<Value>,
+    },
+    /// What a tool gave.
+    Returned {
+        /// The call that it belongs to.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// What the model is shown of it.
+        content: String,
+        /// It did not work; the content says why.
+        failed: bool,
+    },
+}
+
+/// A tool, as a model is told of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToolCard {
+    /// Its name: 1 to 64 of the characters a-z A-Z 0-9 _ -, which every provider takes.
+    pub name: String,
+    /// What it is good for.
+    pub description: String,
+    /// JSON Schema of its arguments, of type object.
+    pub parameters: Value,
+}
+
+/// A call that a model wants to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Tells it from the model's other calls of the same answer; made up where the protocol has none.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// The arguments as the model wrote them: a JSON object, unless it made a mistake.
+    pub arguments: String,
+}
+
 /// An answer as it comes. It is complete when it ends without an error.
 pub type Pieces = BoxStream<'static, Result<Piece, AgentError>>;
 
 /// A piece of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
     /// Text that follows.
     Text(String),
     /// What the model thinks aloud.
     Reasoning(String),
-    /// Why it stopped, in the provider's words, such as `stop` or `length`.
-    Finish(String),
+    /// A call, whole.
+    Call(ToolCall),
+    /// What the provider wants to be shown again, as it is, together with the calls of this answer: signatures of
+    /// thoughts and the like. Understood by the protocol that it comes from alone. At most one an answer.
+    Echo(Value),
+    /// Why it stopped. At most one an answer.
+    Finish(Finish),
     /// What the call used.
     Usage(Usage),
+}
+
+/// Why a model stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// It has said what it had to say.
+    Stop,
+    /// Its answer reached the most tokens that it may have.
+    Length,
+    /// It wants tools to be called.
+    ToolCalls,
+    /// It, or its provider, refuses to say this.
+    Filtered,
+    /// In the provider's own words.
+    Other(String),
+}
+
+impl Finish {
+    /// The word for it, as steps keep it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::Filtered => "content_filter",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+impl From<&str> for Finish {
+    /// The words of OpenAI, which most servers use.
+    fn from(word: &str) -> Self {
+        match word {
+            "stop" => Self::Stop,
+            "length" => Self::Length,
+            "tool_calls" | "function_call" => Self::ToolCalls,
+            "content_filter" => Self::Filtered,
+            other => Self::Other(other.to_owned()),
+        }
+    }
 }

@@ -27,7 +27,7 @@ use super::timers::{self, Armed};
 use super::transition::{self, Written};
 use super::{PostgresStore, create, webhooks};
 use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
-use crate::store::spelling::{integer, json, parse, role, role_text, unreadable};
+use crate::store::spelling::{self, integer, json, parse, unreadable, words};
 use crate::store::{
     Admission, Admitted, Conversation, Farewell, Followed, HandOff, IdempotencyKey, Moved, NewThread, Patch, Share,
     StoreError, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, TimerKind,
@@ -361,8 +361,9 @@ async fn insert_messages(conn: &Conn, thread: ThreadId, messages: &[ThreadMessag
          $8::bool[], $9::bigint[], $10::bigint[])";
     let seqs: Vec<_> = messages.iter().map(|message| integer(message.seq)).collect();
     let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
-    let roles: Vec<_> = messages.iter().map(|message| role_text(message.message.role)).collect();
-    let contents: Vec<_> = messages.iter().map(|message| plain(&message.message.content)).collect();
+    let words: Vec<_> = messages.iter().map(|message| words(&message.message)).collect::<Result<_, _>>()?;
+    let roles: Vec<_> = words.iter().map(|(role, _)| *role).collect();
+    let contents: Vec<_> = words.iter().map(|(_, content)| plain(content)).collect();
     let runs: Vec<_> = messages.iter().map(|message| message.run.map(|run| *run.as_uuid())).collect();
     let turns: Vec<_> = messages.iter().map(|message| message.turn.map(integer)).collect();
     let unread: Vec<_> = messages.iter().map(|message| message.unread).collect();
@@ -633,7 +634,7 @@ async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: us
     let mut bytes = 0;
     for row in conn.query(history, &[&thread, &turn, &limit(max_messages)]).await? {
         let message = read_words(&mut Columns::of(&row))?;
-        bytes += message.content.len();
+        bytes += message.content.bytes();
         if bytes > max_bytes && !conversation.history.is_empty() {
             break;
         }
@@ -724,7 +725,7 @@ fn read_message(row: &Row) -> Result<ThreadMessage, StoreError> {
 }
 
 fn read_words(columns: &mut Columns<'_>) -> Result<Message, StoreError> {
-    Ok(Message { role: columns.text(role)?, content: columns.take()? })
+    spelling::message(columns.take()?, columns.take()?)
 }
 
 fn taken_again(what: &str) -> StoreError {

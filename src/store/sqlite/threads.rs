@@ -16,7 +16,7 @@ use super::timers::{self, Armed};
 use super::writer::Writer;
 use super::{runs, transition, webhooks};
 use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
-use crate::store::spelling::{integer, json, parse, role, role_text, unreadable, unsigned};
+use crate::store::spelling::{self, integer, json, parse, unreadable, unsigned, words};
 use crate::store::{
     Admission, Admitted, Conversation, Farewell, Followed, HandOff, Moved, NewRun, NewThread, Patch, Share, StoreError,
     ThreadCreated, ThreadDeleted, ThreadNews, TimerKey, TimerKind,
@@ -303,6 +303,7 @@ fn write(
 }
 
 fn insert_message(conn: &Connection, thread: ThreadId, message: &ThreadMessage) -> Result<(), StoreError> {
+    let (role, content) = words(&message.message)?;
     conn.prepare_cached(
         "INSERT INTO messages (thread_id, seq, id, role, content, run_id, turn, unread, after_step, at) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -311,8 +312,8 @@ fn insert_message(conn: &Connection, thread: ThreadId, message: &ThreadMessage) 
         thread.as_bytes(),
         integer(message.seq),
         message.id.as_bytes(),
-        role_text(message.message.role),
-        message.message.content,
+        role,
+        content,
         message.run.as_ref().map(RunId::as_bytes),
         message.turn.map(integer),
         message.unread,
@@ -567,8 +568,8 @@ pub(super) fn conversation(
     let mut rows = statement.query(params![thread, turn, integer(max_messages as u64)])?;
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        let message = read_words(row.get(0)?, row.get(1)?)?;
-        bytes += message.content.len();
+        let message = read_words(row, 0)?;
+        bytes += message.content.bytes();
         if bytes > max_bytes && !conversation.history.is_empty() {
             break;
         }
@@ -580,7 +581,7 @@ pub(super) fn conversation(
     )?;
     let mut rows = statement.query([id.as_bytes()])?;
     while let Some(row) = rows.next()? {
-        conversation.steers.push((row.get(2)?, read_words(row.get(0)?, row.get(1)?)?));
+        conversation.steers.push((row.get(2)?, read_words(row, 0)?));
     }
     Ok(conversation)
 }
@@ -604,7 +605,7 @@ pub(super) fn take_steers(
             conn.prepare_cached("SELECT role, content FROM messages WHERE run_id = ? AND unread = 1 ORDER BY seq")?;
         let mut rows = statement.query([id.as_bytes()])?;
         while let Some(row) = rows.next()? {
-            steers.push(read_words(row.get(0)?, row.get(1)?)?);
+            steers.push(read_words(row, 0)?);
         }
     }
     if !steers.is_empty() {
@@ -664,7 +665,7 @@ fn read_message(row: &Row<'_>) -> Result<ThreadMessage, StoreError> {
     Ok(ThreadMessage {
         id: Uuid::from_bytes(row.get(0)?),
         seq: unsigned(row.get(1)?),
-        message: read_words(row.get(2)?, row.get(3)?)?,
+        message: read_words(row, 2)?,
         run: row.get::<_, Option<[u8; 16]>>(4)?.map(run_id),
         turn: row.get::<_, Option<i64>>(5)?.map(unsigned),
         unread: row.get(6)?,
@@ -673,7 +674,6 @@ fn read_message(row: &Row<'_>) -> Result<ThreadMessage, StoreError> {
     })
 }
 
-fn read_words(text: String, content: String) -> Result<Message, StoreError> {
-    let role = role(&text).ok_or_else(|| unreadable("a message", format_args!("unknown role {text:?}")))?;
-    Ok(Message { role, content })
+fn read_words(row: &Row<'_>, first: usize) -> Result<Message, StoreError> {
+    spelling::message(&row.get::<_, String>(first)?, row.get(first + 1)?)
 }

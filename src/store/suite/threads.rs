@@ -72,7 +72,7 @@ fn rules() -> Arc<[FollowUpRule]> {
 }
 
 fn words(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned() }
+    Message { role, content: content.into() }
 }
 
 /// The last commit of a run, which has said `said`.
@@ -106,11 +106,14 @@ fn ids(followed: &Followed) -> Vec<(RunId, Status)> {
 
 async fn said(store: &dyn Store, thread: ThreadId) -> Vec<(String, Option<RunId>, Option<u64>)> {
     let messages = store.messages(thread, 0, 1_000).await.unwrap();
-    messages.into_iter().map(|message| (message.message.content, message.run, message.turn)).collect()
+    messages
+        .into_iter()
+        .map(|message| (message.message.content.text().into_owned(), message.run, message.turn))
+        .collect()
 }
 
-fn texts(messages: &[Message]) -> Vec<&str> {
-    messages.iter().map(|message| &*message.content).collect()
+fn texts(messages: &[Message]) -> Vec<String> {
+    messages.iter().map(|message| message.content.text().into_owned()).collect()
 }
 
 async fn runs_of(store: &dyn Store, thread: ThreadId) -> Vec<RunId> {
@@ -443,7 +446,7 @@ pub(crate) async fn a_retry_takes_its_messages_over(harness: &mut impl Harness) 
     assert_eq!(done(store.admit(again).await.unwrap()).how, How::Created(id(4)));
     claim(store, 1).await.pop().unwrap();
     let shown = store.conversation(id(4), 9, 1_000).await.unwrap();
-    assert!(texts(&shown.history).starts_with(&["half", "m2", "r2"]), "{shown:?}");
+    assert!(texts(&shown.history).starts_with(&["half", "m2", "r2"].map(str::to_owned)), "{shown:?}");
 }
 
 pub(crate) async fn a_follow_up_can_be_put_off_or_off_altogether(harness: &mut impl Harness) {
@@ -793,7 +796,7 @@ pub(crate) async fn many_messages_at_once_keep_their_order_and_their_runs(harnes
         let mut given: BTreeMap<String, Vec<RunId>> = BTreeMap::new();
         for stored in &runs {
             for message in stored.run.spec.input.clone().into_messages() {
-                given.entry(message.content).or_default().push(stored.run.spec.id);
+                given.entry(message.content.text().into_owned()).or_default().push(stored.run.spec.id);
             }
         }
         let messages = store.messages(thread, 0, 1_000).await.unwrap();

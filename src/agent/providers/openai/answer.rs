@@ -168,7 +168,7 @@ where
                 Piece::Finish(_) => {
                     self.phase = Phase::Finished(Instant::now() + EPILOGUE.min(self.idle_timeout));
                 }
-                Piece::Usage(_) => {}
+                Piece::Usage(_) | Piece::Call(_) | Piece::Echo(_) => {}
             }
             self.ready.push_back(piece);
         }
@@ -239,7 +239,12 @@ impl Completion {
                 said.reasoning_content.or(said.reasoning).filter(|text| !text.is_empty()).map(Piece::Reasoning),
             );
             pieces.extend(said.content.filter(|text| !text.is_empty()).map(Piece::Text));
-            pieces.extend(choice.finish_reason.filter(|reason| !reason.is_empty()).map(Piece::Finish));
+            pieces.extend(
+                choice
+                    .finish_reason
+                    .filter(|reason| !reason.is_empty())
+                    .map(|reason| Piece::Finish(reason.as_str().into())),
+            );
         }
         if let Some(Tokens { prompt_tokens, completion_tokens }) = self.usage
             && (prompt_tokens.is_some() || completion_tokens.is_some())

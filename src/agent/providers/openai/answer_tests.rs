@@ -27,7 +27,7 @@ pub(super) fn recorded_pieces() -> Vec<Piece> {
         Piece::Reasoning("hm…".to_owned()),
         Piece::Text("Grüße, ".to_owned()),
         Piece::Text("世界 🦀".to_owned()),
-        Piece::Finish("stop".to_owned()),
+        Piece::Finish("stop".into()),
         Piece::Usage(Usage { input_tokens: 11, output_tokens: 5, estimated: false }),
     ]
 }
@@ -172,7 +172,7 @@ async fn a_finished_answer_does_not_wait_long_for_its_usage() {
     let finish = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"length\"}]}\n\n";
     let body = stream::iter([Ok(Bytes::from(finish))]).chain(stream::pending());
     let begun = Instant::now();
-    assert_eq!(read(body).await, Ok(vec![Piece::Text("Hi".to_owned()), Piece::Finish("length".to_owned())]));
+    assert_eq!(read(body).await, Ok(vec![Piece::Text("Hi".to_owned()), Piece::Finish("length".into())]));
     assert_eq!(begun.elapsed(), Duration::from_secs(5));
 }
 
@@ -195,7 +195,7 @@ fn an_answer_that_is_not_streamed_is_taken_when_it_is_a_completion() {
     let json = r#"{"object":"chat.completion","choices":[{"message":{"role":"assistant","content":"Hi"},
         "finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":1}}"#;
     let usage = Usage { input_tokens: 2, output_tokens: 1, estimated: false };
-    let pieces = vec![Piece::Text("Hi".to_owned()), Piece::Finish("stop".to_owned()), Piece::Usage(usage)];
+    let pieces = vec![Piece::Text("Hi".to_owned()), Piece::Finish("stop".into()), Piece::Usage(usage)];
     assert_eq!(whole(json.as_bytes(), &who()), Ok(pieces));
     for bad in ["", "{}", "<html>", r#"{"choices":[]}"#, r#"{"object":"list","data":[]}"#] {
         assert_eq!(passing(whole(bad.as_bytes(), &who())), "provider_bad_answer");

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answer;
 use self::faults::Who;
-use super::{Chat, Pieces, Provider};
+use super::{Chat, Pieces, Provider, Turn};
 use crate::agent::AgentError;
 use crate::run::Message;
 
@@ -198,7 +198,7 @@ impl Provider for OpenAi {
         let model = self.model(&chat.model).await?;
         let body = Body {
             model: &model,
-            messages: &chat.messages,
+            messages: said(&chat.turns),
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             temperature: chat.temperature,
@@ -239,6 +239,14 @@ fn client(tls: bool, connect_timeout: Duration) -> reqwest::Result<Client> {
     if tls { builder.build() } else { builder.tls_certs_only([]).build() }
 }
 
+fn said(turns: &[Turn]) -> Vec<&Message> {
+    let said = turns.iter().filter_map(|turn| match turn {
+        Turn::Said(message) => Some(message),
+        Turn::Called { .. } | Turn::Returned { .. } => None,
+    });
+    said.collect()
+}
+
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(russe::MEDIA_TYPE_STR)
@@ -247,7 +255,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 #[derive(Serialize)]
 struct Body<'a> {
     model: &'a str,
-    messages: &'a [Message],
+    messages: Vec<&'a Message>,
     stream: bool,
     stream_options: StreamOptions,
     #[serde(skip_serializing_if = "Option::is_none")]

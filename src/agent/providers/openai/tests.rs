@@ -17,7 +17,7 @@ use super::answer_tests::{RECORDED, recorded_pieces};
 use super::faults::Who;
 use super::{OpenAi, OpenAiOptions};
 use crate::agent::AgentError;
-use crate::agent::providers::{Chat, Piece, Provider};
+use crate::agent::providers::{Chat, Piece, Provider, Turn};
 use crate::run::{Message, Role};
 
 const KEY: &str = "sk-topsecret0123456789";
@@ -121,8 +121,9 @@ fn made(options: OpenAiOptions) -> OpenAi {
 }
 
 fn chat(model: &str) -> Chat {
-    let messages = vec![Message { role: Role::User, content: "Hi".to_owned() }];
-    Chat { model: model.to_owned(), messages, temperature: Some(0.5), max_tokens: Some(7) }
+    let messages = vec![Message { role: Role::User, content: "Hi".into() }];
+    let turns = messages.into_iter().map(Turn::Said).collect();
+    Chat { model: model.to_owned(), turns, temperature: Some(0.5), max_tokens: Some(7), ..Chat::default() }
 }
 
 async fn ask(provider: &OpenAi) -> Result<Vec<Piece>, AgentError> {
