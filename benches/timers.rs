@@ -15,7 +15,7 @@ use runcast::Runcast;
 use runcast::clock::{Clock, SystemClock};
 use runcast::config::Config;
 use runcast::engine::{CreateRun, Engine, Start, Timetable, Watched};
-use runcast::run::{Begin, Command, Input, OnDisconnect, Reason, Run, RunId, Segment, Spec, Tenant, Timestamp};
+use runcast::run::{Begin, Command, Input, Kept, OnDisconnect, Reason, Run, RunId, Segment, Spec, Tenant, Timestamp};
 use runcast::store::sqlite::{SqliteOptions, SqliteStore};
 use runcast::store::{NewRun, RunStore, Share, TimerKey, TimerKind, Transition};
 
@@ -114,6 +114,7 @@ fn spec(id: RunId, now: Timestamp) -> Spec {
         concurrency_key: None,
         webhook: None,
         correlation_id: None,
+        budget: runcast::run::Budget::NONE,
         created_at: now,
     }
 }
@@ -130,7 +131,7 @@ async fn durably(count: usize) {
         async move {
             let now = SystemClock.now();
             let due = now.after(Duration::from_secs(3_600));
-            let (run, decision) = Run::create(spec(id, now), Begin::At(due, Reason::Debounce), 0);
+            let (run, decision) = Run::create(spec(id, now), Begin::At(due, Reason::Debounce), Kept::default());
             let segment = Segment::encode(1, &decision.events, now);
             store
                 .create(NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() })

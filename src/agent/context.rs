@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::{AgentError, Asked};
-use crate::run::{Event, Input, Message, Reason, Role, Spec, StepKind, StepRecord, Usage};
+use crate::run::{Bound, Event, Input, Message, OpenStep, Reason, Role, Spec, StepKind, StepRecord, Usage};
 
 /// One attempt, as its agent sees it. Cheap to clone.
 #[derive(Clone)]
@@ -15,6 +15,7 @@ pub struct RunContext {
     spec: Arc<Spec>,
     attempt: u32,
     steps: Arc<[StepRecord]>,
+    cut_off: Arc<[OpenStep]>,
     conversation: Arc<Conversation>,
     sink: Arc<dyn Sink>,
 }
@@ -38,6 +39,12 @@ pub trait Sink: Send + Sync {
     /// Journals a finished step, then shows it. When it returns `Ok` no later attempt makes the step
     /// again. Not cancellation safe: a dropped call may or may not have kept the step.
     fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>>;
+    /// See [`RunContext::begin_step`].
+    fn begin_step(&self, begin: BeginStep) -> BoxFuture<'_, Result<u64, NotBegun>>;
+    /// See [`RunContext::spent`].
+    fn spent(&self, step: u32, usage: Usage);
+    /// See [`RunContext::used`].
+    fn used(&self) -> Usage;
     /// Takes the messages that were handed to the run since it looked last; see [`RunContext::take_steers`].
     fn take_steers(&self, after_step: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
         let _ = after_step;
@@ -47,6 +54,38 @@ pub trait Sink: Send + Sync {
     fn hand_off(&self, reason: String) -> BoxFuture<'_, Result<(), Stopped>> {
         let _ = reason;
         Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// A step that is to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BeginStep {
+    /// Its number in the run, from 1, which no finished step has.
+    pub step: u32,
+    /// What kind of step.
+    pub kind: StepKind,
+    /// The model or tool.
+    pub name: String,
+    /// The tool call that it is.
+    pub call_id: Option<String>,
+    /// The most that it may use.
+    pub reserve: Usage,
+}
+
+/// Why a step has not begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    /// The attempt is over.
+    #[error("the attempt was stopped")]
+    Stopped,
+    /// What it would reserve is more than is left of the run's budget.
+    #[error("the run is out of its budget: {}", .0.outcome())]
+    OutOfBudget(Bound),
+}
+
+impl From<Stopped> for NotBegun {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
     }
 }
 
@@ -69,13 +108,32 @@ pub struct Stopped;
 impl RunContext {
     /// Makes a context; for the engine and for tests of agents.
     pub fn new(spec: Arc<Spec>, attempt: u32, steps: Vec<StepRecord>, sink: Arc<dyn Sink>) -> Self {
-        Self { spec, attempt, steps: steps.into(), conversation: Arc::default(), sink }
+        Self { spec, attempt, steps: steps.into(), cut_off: Arc::default(), conversation: Arc::default(), sink }
     }
 
     /// The same attempt within a conversation.
     #[must_use]
     pub fn in_conversation(self, conversation: Conversation) -> Self {
         Self { conversation: Arc::new(conversation), ..self }
+    }
+
+    /// The same attempt, after others that had begun these steps and did not finish them.
+    #[must_use]
+    pub fn after(self, cut_off: Vec<OpenStep>) -> Self {
+        Self { cut_off: cut_off.into(), ..self }
+    }
+
+    /// The steps that earlier attempts had begun and not finished when they ended: nobody knows whether what they do
+    /// outside was done. Those of the run that this one goes on from are among them.
+    #[must_use]
+    pub fn cut_off(&self) -> &[OpenStep] {
+        &self.cut_off
+    }
+
+    /// What the run has used and reserved so far, in all its attempts.
+    #[must_use]
+    pub fn used(&self) -> Usage {
+        self.sink.used()
     }
 
     /// What was said in the run's thread before its input, oldest first. Empty for a run without a thread.
@@ -183,9 +241,28 @@ impl RunContext {
         self.show(Event::Custom { name: name.into(), value }).await
     }
 
-    /// Says that step number `step` begins.
+    /// Begins a step that uses something, or that does something outside: reserves what it may use, and keeps that it
+    /// has begun, before it returns. The sequence number of the event that says so. Not cancellation safe: a dropped
+    /// call may or may not have begun the step.
+    pub async fn begin_step(&self, begin: BeginStep) -> Result<u64, NotBegun> {
+        self.sink.begin_step(begin).await
+    }
+
+    /// What the open step `step` has used until now. That is what it is charged if the attempt ends before the step does,
+    /// unless the attempt is lost with its worker.
+    pub fn spent(&self, step: u32, usage: Usage) {
+        self.sink.spent(step, usage);
+    }
+
+    /// What was shown of the open step `step`, which began with event number `began`, is void: it is made anew.
+    pub async fn step_retrying(&self, step: u32, began: u64, message: impl Into<String>) -> Result<(), Stopped> {
+        self.show(Event::StepRetrying { step, message: message.into(), void_after: began }).await
+    }
+
+    /// Says that step number `step` begins, which uses nothing and does nothing outside.
     pub async fn step_started(&self, step: u32, kind: StepKind, name: impl Into<String>) -> Result<(), Stopped> {
-        self.show(Event::StepStarted { step, kind, name: name.into() }).await
+        let (name, reserved) = (name.into(), Usage::default());
+        self.show(Event::StepStarted { step, kind, name, call_id: None, reserved }).await
     }
 
     /// Keeps a finished step; see [`Sink::finish_step`].

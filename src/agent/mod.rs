@@ -6,6 +6,8 @@
 //! `await` it stands: whatever it holds (sockets, child processes) must end when dropped.
 
 mod context;
+#[cfg(test)]
+pub(crate) mod kit;
 pub mod model;
 pub mod providers;
 mod registry;
@@ -18,10 +20,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::run::{Reason, Usage};
+use crate::run::{Bound, Budget, Reason, Usage};
 use crate::thread::{FollowUpRule, OnBusy, Quiet};
 
-pub use context::{Conversation, Push, RunContext, Sink, Stopped};
+pub use context::{BeginStep, Conversation, NotBegun, Push, RunContext, Sink, Stopped};
 pub use registry::{Agents, InvalidParams};
 
 /// What executes a run.
@@ -59,6 +61,9 @@ pub struct AgentCard {
     /// How many attempts its runs have, unless they say otherwise.
     #[serde(skip)]
     pub max_attempts: Option<u32>,
+    /// What each of its runs may use at most. A run may have less.
+    #[serde(skip)]
+    pub budget: Budget,
     /// How it converses.
     #[serde(skip)]
     pub manners: Manners,
@@ -104,6 +109,7 @@ impl AgentCard {
             params_schema: serde_json::json!({"type": "object", "additionalProperties": false}),
             timeout: None,
             max_attempts: None,
+            budget: Budget::NONE,
             manners: Manners::default(),
         }
     }
@@ -148,6 +154,9 @@ pub enum AgentError {
         /// For people, without secrets; says what would help.
         message: String,
     },
+    /// What it would need is more than is left of the run's budget: the run fails, with the bound as its outcome.
+    #[error("the run is out of its budget: {}", .0.outcome())]
+    OutOfBudget(Bound),
     /// No error: a person is asked, see [`RunContext::ask`].
     #[error("a person is asked")]
     Ask(Asked),
@@ -176,6 +185,15 @@ impl AgentError {
     /// An error that would happen again.
     pub fn permanent(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Permanent { code: code.into(), message: message.into() }
+    }
+}
+
+impl From<NotBegun> for AgentError {
+    fn from(why: NotBegun) -> Self {
+        match why {
+            NotBegun::Stopped => Self::Stopped,
+            NotBegun::OutOfBudget(bound) => Self::OutOfBudget(bound),
+        }
     }
 }
 

@@ -138,7 +138,12 @@ fn answered(talk: &mut Vec<Message>, result: &Value) {
 
 /// What a call has used whose provider does not say: about one token for four bytes.
 fn estimate(asked: usize, said: usize) -> Usage {
-    Usage { input_tokens: asked.div_ceil(4) as u64, output_tokens: said.div_ceil(4) as u64, estimated: true }
+    Usage {
+        input_tokens: asked.div_ceil(4) as u64,
+        output_tokens: said.div_ceil(4) as u64,
+        estimated: true,
+        ..Usage::default()
+    }
 }
 
 #[async_trait]
@@ -208,17 +213,14 @@ impl Agent for ModelAgent {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use futures_util::future::BoxFuture;
     use futures_util::{StreamExt, stream};
     use parking_lot::Mutex;
-    use uuid::Uuid;
 
     use super::*;
+    use crate::agent::kit::{self, Seen};
     use crate::agent::providers::Pieces;
-    use crate::agent::{Agents, Conversation, Push, Sink, Stopped};
-    use crate::run::{Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
+    use crate::agent::{Agents, Conversation};
+    use crate::run::{Event, Input, StepRecord};
 
     /// Says the same to everyone, and keeps what it was asked.
     struct Fake {
@@ -238,33 +240,6 @@ mod tests {
         }
     }
 
-    #[derive(Default)]
-    struct Seen {
-        events: Mutex<Vec<Event>>,
-        steps: Mutex<Vec<StepRecord>>,
-        steers: Mutex<Vec<Message>>,
-    }
-
-    impl Sink for Seen {
-        fn push(&self, event: Event) -> Push {
-            self.events.lock().push(event);
-            Push::Shown
-        }
-
-        fn room(&self) -> BoxFuture<'_, ()> {
-            Box::pin(std::future::ready(()))
-        }
-
-        fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
-            self.steps.lock().push(record);
-            Box::pin(std::future::ready(Ok(())))
-        }
-
-        fn take_steers(&self, _: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
-            Box::pin(std::future::ready(Ok(self.steers.lock().drain(..).collect())))
-        }
-    }
-
     fn fake(pieces: impl IntoIterator<Item = Result<Piece, AgentError>>) -> Arc<Fake> {
         Arc::new(Fake { pieces: pieces.into_iter().collect(), asked: Mutex::default() })
     }
@@ -278,30 +253,7 @@ mod tests {
     }
 
     fn context(input: Input, params: Value, steps: Vec<StepRecord>) -> (RunContext, Arc<Seen>) {
-        let Value::Object(params) = params else { panic!("params are an object") };
-        let spec = Spec {
-            id: RunId::from_uuid(Uuid::nil()),
-            tenant: Tenant::default(),
-            agent: "helper".to_owned(),
-            agent_version: "1".to_owned(),
-            input,
-            params,
-            priority: 0,
-            ttl_at: None,
-            timeout_ms: 1_000,
-            max_attempts: 1,
-            on_disconnect: OnDisconnect::Continue,
-            metadata: BTreeMap::new(),
-            thread: None,
-            latest_due: None,
-            retry_of: None,
-            concurrency_key: None,
-            correlation_id: None,
-            webhook: None,
-            created_at: Timestamp::from_millis(0),
-        };
-        let seen = Arc::new(Seen::default());
-        (RunContext::new(Arc::new(spec), 1, steps, seen.clone()), seen)
+        kit::attempt(kit::spec("helper", input, params), steps)
     }
 
     fn message(role: Role, content: &str) -> Message {
@@ -322,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_shown_as_it_arrives_and_kept_as_a_step() {
-        let usage = Usage { input_tokens: 3, output_tokens: 2, estimated: false };
+        let usage = Usage { input_tokens: 3, output_tokens: 2, estimated: false, ..Usage::default() };
         let provider = fake([
             Ok(Piece::Reasoning("hm".to_owned())),
             text("Hel"),
@@ -333,7 +285,13 @@ mod tests {
         let (context, seen) = context(Input::Text("Hi".to_owned()), json!({"max_tokens": 5.0}), Vec::new());
         assert_eq!(agent(provider.clone()).run(context).await, Ok(Answer::finished("Hello")));
         let events = [
-            Event::StepStarted { step: 1, kind: StepKind::Model, name: "fake/small/v1".to_owned() },
+            Event::StepStarted {
+                step: 1,
+                kind: StepKind::Model,
+                name: "fake/small/v1".to_owned(),
+                call_id: None,
+                reserved: Usage::default(),
+            },
             Event::ReasoningDelta { text: "hm".to_owned() },
             Event::MessageDelta { text: "Hel".to_owned() },
             Event::MessageDelta { text: "lo".to_owned() },
@@ -366,7 +324,10 @@ mod tests {
         let answer = agent(provider.clone()).run(context).await.unwrap();
         assert_eq!((answer.output, answer.outcome.as_str()), (json!("Hello"), "max_tokens"));
         assert_eq!(said(&provider.asked.lock()[0])[1..], conversation);
-        assert_eq!(seen.steps.lock()[0].usage, Usage { input_tokens: 3, output_tokens: 2, estimated: true });
+        assert_eq!(
+            seen.steps.lock()[0].usage,
+            Usage { input_tokens: 3, output_tokens: 2, estimated: true, ..Usage::default() }
+        );
     }
 
     #[tokio::test]
@@ -391,7 +352,7 @@ mod tests {
         let (context, seen) = context(Input::Text("Hi".to_owned()), json!({}), Vec::new());
         let history = vec![message(Role::User, "before"), message(Role::Assistant, "yes")];
         let context = context.in_conversation(Conversation { history: history.clone(), steers: Vec::new() });
-        seen.steers.lock().extend([message(Role::User, "louder"), message(Role::User, "please")]);
+        seen.steers.lock().extend([(0, message(Role::User, "louder")), (0, message(Role::User, "please"))]);
         let answer = agent(provider.clone()).run(context).await.unwrap();
         assert_eq!(answer.output, json!("Hello"));
         let asked = provider.asked.lock().clone();

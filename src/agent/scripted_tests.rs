@@ -1,71 +1,18 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::*;
-use crate::agent::{Asked, Conversation, Push, Sink, Stopped};
-use crate::run::{Event, Input, OnDisconnect, Role, RunId, Spec, StepRecord, Tenant, ThreadId, Timestamp};
-
-/// Keeps what it is shown; hands out what was sent to the run, when it is asked after that step.
-#[derive(Default)]
-struct Seen {
-    events: Mutex<Vec<Event>>,
-    steps: Mutex<Vec<StepRecord>>,
-    steers: Mutex<Vec<(u32, Message)>>,
-    handed_off: Mutex<usize>,
-}
-
-impl Seen {
-    fn said(&self) -> String {
-        let events = self.events.lock();
-        let text = |event: &Event| match event.kind() {
-            "message.delta" => serde_json::to_value(event).unwrap()["text"].as_str().map(str::to_owned),
-            _ => None,
-        };
-        events.iter().filter_map(text).collect()
-    }
-}
-
-impl Sink for Seen {
-    fn push(&self, event: Event) -> Push {
-        self.events.lock().push(event);
-        Push::Shown
-    }
-
-    fn room(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-
-    fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
-        self.steps.lock().push(record);
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn take_steers(&self, after_step: u32) -> BoxFuture<'_, Result<Vec<Message>, Stopped>> {
-        let taken =
-            self.steers.lock().extract_if(.., |(after, _)| *after <= after_step).map(|(_, steer)| steer).collect();
-        Box::pin(std::future::ready(Ok(taken)))
-    }
-
-    fn hand_off(&self, _: String) -> BoxFuture<'_, Result<(), Stopped>> {
-        *self.handed_off.lock() += 1;
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-fn message(content: &str) -> Message {
-    Message { role: Role::User, content: content.into() }
-}
+use crate::agent::kit::{self, Seen, user as message};
+use crate::agent::{Asked, Conversation};
+use crate::run::{Event, Input, Spec, StepRecord, ThreadId};
 
 fn messages(contents: &[&str]) -> Input {
     Input::Messages(contents.iter().map(|content| message(content)).collect())
 }
 
 fn record(step: u32, kind: StepKind, result: Value) -> StepRecord {
-    StepRecord { step, kind, name: "script".to_owned(), result, usage: Usage::default() }
+    kit::record(step, kind, "script", result)
 }
 
 struct Attempt {
@@ -84,30 +31,11 @@ impl Attempt {
     }
 
     async fn run(self) -> (Result<Answer, AgentError>, Arc<Seen>) {
-        let Value::Object(params) = self.params else { panic!("params are an object") };
-        let spec = Spec {
-            id: RunId::from_uuid(Uuid::nil()),
-            tenant: Tenant::default(),
-            agent: "scripted".to_owned(),
-            agent_version: "1".to_owned(),
-            input: self.input,
-            params,
-            priority: 0,
-            ttl_at: None,
-            timeout_ms: 1_000,
-            max_attempts: 1,
-            on_disconnect: OnDisconnect::Continue,
-            metadata: BTreeMap::new(),
-            thread: self.in_thread.then(|| ThreadId::from_uuid(Uuid::nil())),
-            latest_due: None,
-            retry_of: None,
-            concurrency_key: None,
-            webhook: None,
-            correlation_id: None,
-            created_at: Timestamp::from_millis(0),
-        };
-        let seen = Arc::new(Seen { steers: Mutex::new(self.steers), ..Seen::default() });
-        let context = RunContext::new(Arc::new(spec), 1, self.steps, seen.clone()).in_conversation(self.conversation);
+        let thread = self.in_thread.then(|| ThreadId::from_uuid(Uuid::nil()));
+        let spec = Spec { thread, ..kit::spec("scripted", self.input, self.params) };
+        let (context, seen) = kit::attempt(spec, self.steps);
+        *seen.steers.lock() = self.steers;
+        let context = context.in_conversation(self.conversation);
         (ScriptedAgent::new("scripted").run(context).await, seen)
     }
 }
@@ -154,7 +82,7 @@ async fn what_is_handed_to_it_comes_after_the_step_and_again_in_its_place() {
         (attempt.steps, attempt.conversation.steers) = (steps[..kept].to_vec(), taken);
         let (answer, seen) = attempt.run().await;
         assert_eq!(output(answer), whole, "after {kept}");
-        assert_eq!(seen.said(), texts[kept..].concat(), "after {kept}");
+        assert_eq!(seen.said().concat(), texts[kept..].concat(), "after {kept}");
         assert_eq!(*seen.steps.lock(), steps[kept..], "after {kept}");
     }
 }
@@ -172,11 +100,11 @@ async fn a_question_keeps_what_was_said_and_the_answer_is_shown() {
     assert_eq!(output(answer), "a b c");
     let shown = Event::Custom { name: "answer".to_owned(), value: json!({"yes": true}) };
     assert_eq!(seen.events.lock()[0], shown);
-    assert_eq!((seen.said().as_str(), seen.steps.lock()[0].step), ("b c", 3));
+    assert_eq!((seen.said().concat().as_str(), seen.steps.lock()[0].step), ("b c", 3));
     // Once.
     steps.push(record(3, StepKind::Model, json!("b c")));
     let (answer, seen) = Attempt { steps, ..attempt() }.run().await;
-    assert_eq!((output(answer).as_str(), seen.said().as_str()), ("a b c", ""));
+    assert_eq!((output(answer).as_str(), seen.said().concat().as_str()), ("a b c", ""));
     assert!(!seen.events.lock().contains(&shown));
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::engine::{CreateRun, Key, Start};
 use crate::run::{
-    Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, ThreadId, Timestamp, Usage, Webhook,
+    Budget, Input, OnDisconnect, Reason, Recorded, RunError, Status, Tenant, ThreadId, Timestamp, Usage, Webhook,
 };
 use crate::store::Stored;
 use crate::thread::OnBusy;
@@ -55,6 +55,9 @@ pub(super) struct CreateRunBody {
     /// What happens when another run holds the thread; as the agent says unless given.
     #[serde(default)]
     on_busy: Option<OnBusy>,
+    /// What it may use at most, over all attempts; its agent may allow less.
+    #[serde(default)]
+    budget: Budget,
     /// How many runs of the agent with the same key are running at once can be limited. At most 128 bytes.
     #[serde(default)]
     concurrency_key: Option<String>,
@@ -101,6 +104,7 @@ impl CreateRunBody {
             concurrency_key: self.concurrency_key,
             correlation_id,
             webhook: self.webhook,
+            budget: self.budget,
         })
     }
 }
@@ -124,11 +128,14 @@ pub(super) struct RunObject<'a> {
     params: &'a Map<String, Value>,
     /// What it made.
     output: Option<&'a Value>,
-    /// Why it ended as it did: `finished`, `max_tokens`, `error`, `attempts_exhausted`, `deadline`, `cancelled`, `expired`.
+    /// Why it ended as it did: `finished`, `max_tokens`, `max_steps`, `content_filter`, `fallback`, `budget_tokens`, `budget_cost`,
+    /// `budget_steps`, `budget_time`, `error`, `attempts_exhausted`, `deadline`, `cancelled`, `expired`.
     outcome: Option<&'a str>,
     /// Why it failed.
     error: Option<&'a RunError>,
     usage: Usage,
+    /// What it may use at most.
+    budget: Budget,
     /// A cancel is on its way to the run's worker.
     cancel_requested: bool,
     on_disconnect: OnDisconnect,
@@ -191,6 +198,7 @@ impl<'a> RunObject<'a> {
             outcome: run.outcome.as_deref(),
             error: run.error.as_ref(),
             usage: run.usage,
+            budget: spec.budget,
             cancel_requested: *cancel_requested,
             on_disconnect: spec.on_disconnect,
             timeout_ms: spec.timeout_ms,

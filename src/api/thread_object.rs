@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::object::RunObject;
 use crate::engine::{CreateRun, Key, Send};
-use crate::run::{Content, Input, OnDisconnect, Role, Tenant, ThreadId, Timestamp};
+use crate::run::{Budget, Content, Input, OnDisconnect, Role, Tenant, ThreadId, Timestamp};
 use crate::thread::{How, OnBusy, Thread, ThreadMessage};
 
 /// The body of `POST /v1/threads`.
@@ -81,6 +81,9 @@ pub(super) struct MessageBody {
     /// How many attempts may fail; 1 to 100.
     #[serde(default)]
     max_attempts: Option<u32>,
+    /// What the run may use at most, over all attempts; its agent may allow less.
+    #[serde(default)]
+    budget: Budget,
     /// What happens when the run's last viewer hangs up.
     #[serde(default)]
     on_disconnect: OnDisconnect,
@@ -107,6 +110,7 @@ impl MessageBody {
             ttl: self.ttl_ms.map(Duration::from_millis),
             timeout: self.timeout_ms.map(Duration::from_millis),
             max_attempts: self.max_attempts,
+            budget: self.budget,
             on_disconnect: self.on_disconnect,
             thread: Some(thread),
             on_busy: self.on_busy,

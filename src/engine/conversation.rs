@@ -127,7 +127,7 @@ pub(super) async fn said_before(node: &Arc<Node>, run: &Run) -> Result<Said, Sto
                     bytes += event.data.len();
                     spoken.push((event.seq, recorded(event.kind, event.data)));
                 }
-                "run.retrying" => {
+                "run.retrying" | "step.retrying" => {
                     let data: Value = serde_json::from_str(event.data).unwrap_or_default();
                     let void_after = data["void_after"].as_u64().unwrap_or(u64::MAX);
                     spoken.retain(|(seq, _)| *seq <= void_after);
@@ -172,6 +172,10 @@ impl Said {
                 if self.fits(&message.content.text()) {
                     self.whole.push(message.clone());
                 }
+            }
+            Event::StepRetrying { .. } => {
+                self.bytes -= self.begun.len();
+                self.begun.clear();
             }
             Event::MessageDelta { .. }
             | Event::ReasoningDelta { .. }

@@ -11,7 +11,9 @@ use super::recovery::KEY_KEPT;
 use super::sharing::settle;
 use super::timers::Arm;
 use super::{Engine, Node, RunRequestError};
-use crate::run::{Input, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp, Webhook};
+use crate::run::{
+    Budget, Input, Kept, OnDisconnect, Run, RunId, Segment, Spec, Status, Tenant, ThreadId, Timestamp, Webhook,
+};
 use crate::store::{Created, IdempotencyKey, NewRun, StoreError, Stored, TimerKey, TimerKind};
 use crate::thread::{Occasion, OnBusy, Refusal};
 use crate::webhook::KeyError;
@@ -66,6 +68,8 @@ pub struct CreateRun {
     pub correlation_id: Option<String>,
     /// Where its news go.
     pub webhook: Option<Webhook>,
+    /// What it may use at most; its agent may allow less.
+    pub budget: Budget,
 }
 
 impl CreateRun {
@@ -89,6 +93,7 @@ impl CreateRun {
             key: None,
             concurrency_key: None,
             webhook: None,
+            budget: Budget::NONE,
             correlation_id: None,
         }
     }
@@ -217,7 +222,7 @@ impl Engine {
         if on_busy.is_some() {
             return Err(invalid("on_busy", "expected only together with thread_id"));
         }
-        self.accept(spec, due, 0, key, now).await
+        self.accept(spec, due, Kept::default(), key, now).await
     }
 
     /// Accepts a run of this id, with one label more, or finds it: the flag says whether it was there before.
@@ -238,7 +243,7 @@ impl Engine {
             let key = Key { route: "schedule", key: id.to_string(), fingerprint: [0; 32] };
             return self.create_in_thread(spec, Occasion::Run { due }, on_busy, Some(key), now).await;
         }
-        self.accept(spec, due, 0, key, now).await
+        self.accept(spec, due, Kept::default(), key, now).await
     }
 
     /// Accepts a run that goes on from the last finished step of one that failed or was cancelled.
@@ -265,17 +270,17 @@ impl Engine {
             ..Spec::clone(&run.spec)
         };
         if spec.thread.is_some() {
-            let occasion = Occasion::Retry { of: id, steps_kept: run.steps };
+            let occasion = Occasion::Retry { of: id, kept: run.kept() };
             return self.create_in_thread(spec, occasion, OnBusy::Enqueue, key, now).await;
         }
-        self.accept(spec, None, run.steps, key, now).await
+        self.accept(spec, None, run.kept(), key, now).await
     }
 
     async fn accept(
         &self,
         spec: Spec,
         due: Option<Timestamp>,
-        steps_kept: u32,
+        kept: Kept,
         key: Option<Key>,
         now: Timestamp,
     ) -> Result<(Stored, bool), CreateError> {
@@ -285,7 +290,7 @@ impl Engine {
         self.check_available(&spec)?;
         let node = &self.node;
         let limit = node.settings.max_waiting;
-        let (run, decision) = Run::create(spec, due, steps_kept);
+        let (run, decision) = Run::create(spec, due, kept);
         let segment = Segment::encode(1, &decision.events, now);
         let key = key.map(|key| stored_key(key, now));
         let tenant = &run.spec.tenant;
@@ -391,6 +396,13 @@ impl Engine {
         if timeout.is_zero() {
             return Err(invalid("timeout_ms", "expected at least 1"));
         }
+        let budget = wish.budget.and(card.budget);
+        let least = [("tokens", budget.tokens), ("steps", budget.steps.map(u64::from)), ("time_ms", budget.time_ms)];
+        if let Some((bound, _)) = least.into_iter().find(|(_, most)| *most == Some(0)) {
+            return Err(invalid(&format!("budget.{bound}"), "expected at least 1"));
+        }
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = budget.time_ms.map_or(timeout_ms, |most| most.min(timeout_ms));
         let max_attempts = wish.max_attempts.or(card.max_attempts).unwrap_or(settings.max_attempts);
         if !(1..=100).contains(&max_attempts) {
             return Err(invalid("max_attempts", "expected 1 to 100"));
@@ -404,7 +416,7 @@ impl Engine {
             params: wish.params,
             priority: wish.priority,
             ttl_at,
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            timeout_ms,
             max_attempts,
             on_disconnect: wish.on_disconnect,
             metadata: wish.metadata,
@@ -414,6 +426,7 @@ impl Engine {
             concurrency_key: wish.concurrency_key,
             correlation_id: wish.correlation_id,
             webhook: wish.webhook,
+            budget,
             created_at: now,
         };
         Ok((spec, due, wish.key))

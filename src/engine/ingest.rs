@@ -57,6 +57,7 @@ pub(super) fn create_run(name: &str, wish: Wish) -> CreateRun {
         ttl: None,
         timeout: None,
         max_attempts: None,
+        budget: crate::run::Budget::NONE,
         on_disconnect: OnDisconnect::Continue,
         thread: None,
         on_busy: None,

@@ -7,7 +7,7 @@
 //! The actor ends when the run leaves `running`, when the store says that the attempt is no longer the
 //! run's, or when the store cannot be written to any more. Its supervisor sees it go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +27,12 @@ use super::mailbox::post;
 use super::recovery::follow;
 use super::sharing::relieve;
 use super::supervisor::{Gone, Start, Supervisor};
-use crate::agent::{Agent, AgentError, Answer, Asked, Conversation, Push, RunContext, Sink, Stopped};
+use crate::agent::{
+    Agent, AgentError, Answer, Asked, BeginStep, Conversation, NotBegun, Push, RunContext, Sink, Stopped,
+};
 use crate::run::{
-    Command, Context as Moment, Decision, Event, Failure, Message, Question, Retry, Run, RunError, Spec, StepRecord,
-    Timestamp, Usage,
+    Command, Context as Moment, Decision, Event, Failure, Message, OpenStep, Question, Rejection, Retry, Run, RunError,
+    Spec, StepRecord, Timestamp, Usage,
 };
 use crate::store::{Claimed, Commit, Committed, Farewell, StoreError};
 
@@ -47,6 +49,7 @@ pub(crate) struct RunActor {
     history: Vec<Message>,
     taken: Taken,
     said: Arc<Mutex<Said>>,
+    meter: Arc<Mutex<Meter>>,
     log: Arc<RunLog>,
     reserved_seq: u64,
     commits: u64,
@@ -75,10 +78,20 @@ enum Ending {
     Settled,
 }
 
+/// What the run has used, as its agent asks for it and reports it.
+struct Meter {
+    /// What is used for good, and what is reserved.
+    used: Usage,
+    /// What the open steps of this attempt have used until now.
+    open: BTreeMap<u32, Usage>,
+}
+
 /// Something that wants to be journaled.
 enum Change {
     /// The tokens that have gathered.
     Tokens,
+    /// A step that is to begin, and who waits for it.
+    Begin(BeginStep, oneshot::Sender<Result<u64, NotBegun>>),
     /// A finished step, and who waits for it.
     Step(StepRecord, oneshot::Sender<Result<(), Stopped>>),
     /// The attempt is over.
@@ -89,8 +102,17 @@ enum Change {
 struct Decided {
     commit: Commit,
     decision: Option<Decision>,
-    step: Option<oneshot::Sender<Result<(), Stopped>>>,
+    told: Told,
     ends: bool,
+}
+
+/// Who waits for a change to be in the store.
+enum Told {
+    Nobody,
+    /// The step has begun, with the event of this number.
+    Begun(oneshot::Sender<Result<u64, NotBegun>>, u64),
+    /// The step is finished.
+    Finished(oneshot::Sender<Result<(), Stopped>>),
 }
 
 /// The first of some tokens has been shown. At most one is under way.
@@ -102,6 +124,11 @@ struct Dirty;
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Full;
+
+/// The agent begins a step.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct StartStep(BeginStep, oneshot::Sender<Result<u64, NotBegun>>);
 
 /// The agent has finished a step.
 #[derive(Message)]
@@ -127,6 +154,7 @@ impl RunActor {
         let Claimed { run, segment, reserved_seq, steps } = claimed;
         let log = node.feed.own(&run, &segment, reserved_seq, lease);
         node.metrics.live_runs.inc();
+        let meter = Meter { used: run.usage, open: BTreeMap::new() };
         Self {
             node,
             supervisor,
@@ -135,6 +163,7 @@ impl RunActor {
             history: Vec::new(),
             taken: Taken::default(),
             said: Arc::default(),
+            meter: Arc::new(Mutex::new(meter)),
             log,
             reserved_seq,
             commits: 0,
@@ -162,10 +191,12 @@ impl RunActor {
             spec: Arc::clone(&spec),
             attempt: self.run.attempt,
             said: Arc::clone(&self.said),
+            meter: Arc::clone(&self.meter),
             taken: Arc::clone(&self.taken),
         };
         let attempt = RunContext::new(spec, self.run.attempt, self.steps.clone(), Arc::new(sink))
-            .in_conversation(Conversation { history: self.history.clone(), steers: self.taken.lock().clone() });
+            .in_conversation(Conversation { history: self.history.clone(), steers: self.taken.lock().clone() })
+            .after(self.run.open.clone());
         // A task of its own: a panic stays in it, and dropping it is possible at any await.
         let task = tokio::spawn(async move { Agent::run(&*agent, attempt).await });
         self.agent = Some(task.abort_handle());
@@ -189,6 +220,12 @@ impl RunActor {
             Ok(Err(AgentError::Ask(Asked { reason, prompt, deadline }))) => {
                 let deadline = deadline.map(|wait| self.node.clock.now().after(wait));
                 Command::Wait { attempt, question: Question { reason, prompt, deadline } }
+            }
+            Ok(Err(AgentError::OutOfBudget(bound))) => {
+                let message = format!("what is left of the run's budget is not enough: {}", bound.outcome());
+                let error = RunError { code: "out_of_budget".to_owned(), message };
+                let failure = Failure { error, retry: Retry::OutOfBudget(bound), usage: Usage::default() };
+                Command::Fail { attempt, failure }
             }
             Ok(Err(AgentError::Permanent { code, message })) => self.failed(RunError { code, message }, None),
             Ok(Err(AgentError::Transient { code, message, retry_after })) => {
@@ -279,21 +316,34 @@ impl RunActor {
             context.cancel_future(flush);
         }
         let now = self.node.clock.now();
-        let (command, step, waiting) = match change {
-            Change::Tokens => (None, None, None),
-            Change::Step(record, waiting) => {
-                let attempt = self.run.attempt;
-                let command = Command::FinishStep { attempt, step: record.step, usage: record.usage };
-                (Some(command), Some(record), Some(waiting))
+        let attempt = self.run.attempt;
+        let (command, step, mut told) = match change {
+            Change::Tokens => (None, None, Told::Nobody),
+            Change::Begin(begin, waiting) => {
+                let BeginStep { step, kind, name, call_id, reserve } = begin;
+                let open = OpenStep { step, kind, name, call_id, attempt, reserved: reserve };
+                (Some(Command::BeginStep(open)), None, Told::Begun(waiting, 0))
             }
-            Change::End(command) => (Some(command), None, None),
+            Change::Step(record, waiting) => {
+                let command = Command::FinishStep { attempt, step: record.step, usage: record.usage };
+                (Some(command), Some(record), Told::Finished(waiting))
+            }
+            Change::End(command) => (Some(command), None, Told::Nobody),
         };
         let mut run = self.run.clone();
         let mut decision = None;
         if let Some(command) = &command {
-            let moment = Moment { now, next_seq: self.log.next_seq(), busy: false };
+            let spent = Some(self.meter.lock().open.values().copied().sum());
+            let moment = Moment { now, next_seq: self.log.next_seq(), busy: false, spent };
             let decided = match run.decide(command, &moment) {
                 Ok(decided) => decided,
+                Err(Rejection::OutOfBudget(bound)) => {
+                    if let Told::Begun(waiting, _) = told {
+                        // An agent that has been dropped meanwhile does not want to know.
+                        waiting.send(Err(NotBegun::OutOfBudget(bound))).unwrap_or_default();
+                    }
+                    return None;
+                }
                 Err(rejection) => {
                     // Only something of another attempt can come here, and nothing is owed to it.
                     tracing::warn!(run = %run.spec.id, attempt = run.attempt, %rejection, "command rejected");
@@ -304,6 +354,9 @@ impl RunActor {
             let first_seq = self.log.hold(&decided.events, now);
             for (event, seq) in decided.events.iter().zip(first_seq..) {
                 run.apply(event, seq, now);
+            }
+            if let Told::Begun(_, seq) = &mut told {
+                *seq = first_seq;
             }
             decision = Some(decided);
         }
@@ -318,7 +371,7 @@ impl RunActor {
         let reserved_seq = if ends { run.last_seq } else { run.last_seq + self.node.settings.reserve };
         let farewell = self.farewell(&run, now);
         let commit = Commit { run, number: self.commits + 1, segment, reserved_seq, step, farewell };
-        Some(Decided { commit, decision, step: waiting, ends })
+        Some(Decided { commit, decision, told, ends })
     }
 
     fn commit(&mut self, decided: Decided, failures: u32, context: &mut Context<Self>) {
@@ -387,15 +440,18 @@ impl RunActor {
 
     /// The decision is in the store: apply it, show it, perform what follows.
     fn done(&mut self, decided: Decided, context: &mut Context<Self>) {
-        let Decided { commit, decision, step, ends } = decided;
+        let Decided { commit, decision, told, ends } = decided;
         self.run = commit.run;
         self.reserved_seq = commit.reserved_seq;
         let keep = self.node.feed.settings().log_memory;
         self.log.reveal(self.run.last_seq, self.reserved_seq, self.run.status.is_final(), keep);
         self.steps.extend(commit.step);
-        if let Some(step) = step {
-            // An agent that has been dropped meanwhile does not want to know.
-            step.send(Ok(())).unwrap_or_default();
+        self.measure();
+        // An agent that has been dropped meanwhile does not want to know.
+        match told {
+            Told::Nobody => {}
+            Told::Begun(waiting, seq) => waiting.send(Ok(seq)).unwrap_or_default(),
+            Told::Finished(waiting) => waiting.send(Ok(())).unwrap_or_default(),
         }
         if let Some(decision) = decision {
             perform(&self.node, &self.run, decision.effects);
@@ -406,6 +462,14 @@ impl RunActor {
             relieve(&self.node, &self.run);
             self.stop(context);
         }
+    }
+
+    /// The run stands as it does now, for whoever asks what it has used.
+    fn measure(&self) {
+        let mut meter = self.meter.lock();
+        let reserved: Usage = self.run.open.iter().map(|open| open.reserved).sum();
+        meter.used = self.run.usage + reserved;
+        meter.open.retain(|step, _| self.run.open.iter().any(|open| open.step == *step));
     }
 
     /// The run belongs to somebody else: nothing more is shown or written.
@@ -511,6 +575,14 @@ impl Handler<Full> for RunActor {
     }
 }
 
+impl Handler<StartStep> for RunActor {
+    type Result = ();
+
+    fn handle(&mut self, StartStep(begin, waiting): StartStep, context: &mut Self::Context) {
+        self.change(Change::Begin(begin, waiting), context);
+    }
+}
+
 impl Handler<FinishStep> for RunActor {
     type Result = ();
 
@@ -546,6 +618,7 @@ struct AttemptSink {
     spec: Arc<Spec>,
     attempt: u32,
     said: Arc<Mutex<Said>>,
+    meter: Arc<Mutex<Meter>>,
     taken: Taken,
 }
 
@@ -576,6 +649,23 @@ impl Sink for AttemptSink {
         // Bounded by the agent's own concurrency: each waiting call sends one.
         post(&self.actor, Full);
         self.log.room(self.node.settings.max_unflushed).boxed()
+    }
+
+    fn begin_step(&self, begin: BeginStep) -> BoxFuture<'_, Result<u64, NotBegun>> {
+        async move {
+            let (tell, told) = oneshot::channel();
+            self.actor.send(StartStep(begin, tell)).await.map_err(|_| NotBegun::Stopped)?;
+            told.await.unwrap_or(Err(NotBegun::Stopped))
+        }
+        .boxed()
+    }
+
+    fn spent(&self, step: u32, usage: Usage) {
+        self.meter.lock().open.insert(step, usage);
+    }
+
+    fn used(&self) -> Usage {
+        self.meter.lock().used
     }
 
     fn finish_step(&self, record: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {

@@ -181,6 +181,7 @@ fn wish(schedule: &Schedule) -> CreateRun {
         ttl: request.ttl_ms.map(Duration::from_millis),
         timeout: request.timeout_ms.map(Duration::from_millis),
         max_attempts: request.max_attempts,
+        budget: crate::run::Budget::NONE,
         on_disconnect: request.on_disconnect,
         thread: request.thread_id,
         on_busy: request.on_busy,

@@ -109,6 +109,7 @@ fn wish(agent: &str) -> CreateRun {
         ttl: None,
         timeout: None,
         max_attempts: None,
+        budget: crate::run::Budget::NONE,
         on_disconnect: OnDisconnect::Continue,
         metadata: BTreeMap::new(),
         key: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Reason, RunError, Status, Timer, Timestamp, Usage};
+use super::{Bound, OpenStep, Reason, RunError, Status, Timer, Timestamp, Usage};
 
 /// Something that wants to change a run. Whatever comes from outside carries the attempt or the timer
 /// it belongs to, so that a stale one is told apart.
@@ -31,6 +31,8 @@ pub enum Command {
     Expire,
     /// Someone wants the run to end.
     Cancel,
+    /// The agent begins a step that uses something, or does something outside that must not happen twice unnoticed.
+    BeginStep(OpenStep),
     /// The agent finished a step, which is a checkpoint from now on.
     FinishStep {
         /// The attempt that made it.
@@ -123,8 +125,10 @@ pub struct Failure {
 pub enum Retry {
     /// It would fail again.
     Never,
-    /// After this wait, while the budget lasts.
+    /// After this wait, while the attempts last.
     After(Duration),
+    /// It would need more than is left of the run's budget.
+    OutOfBudget(Bound),
 }
 
 /// What must happen outside once the events of a decision are journaled.
@@ -163,6 +167,9 @@ pub enum Rejection {
         /// The `wait_id` of the open question.
         current: String,
     },
+    /// What the step may use is more than is left of the run's budget.
+    #[error("the run is out of its budget: {}", .0.outcome())]
+    OutOfBudget(Bound),
     /// It comes from a timer that is no longer the run's, or before its time.
     #[error("the timer is no longer armed, or not due")]
     StaleTimer,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Message, Reason, RunId, StepKind, Timestamp, Usage};
+use super::{Message, OpenStep, Reason, RunId, StepKind, Timestamp, Usage};
 
 /// What happened. Serialized it is the `data` of its SSE frame; [`Event::kind`] is the frame's `event`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,6 +19,9 @@ pub enum Event {
         /// How many finished steps it takes over from that run.
         #[serde(skip_serializing_if = "is_zero")]
         steps_kept: u32,
+        /// The steps of that run that were cut off.
+        #[serde(skip)]
+        cut_off: Vec<OpenStep>,
     },
     /// The run waits for a time, or for its thread.
     Scheduled {
@@ -48,6 +51,12 @@ pub enum Event {
         kind: StepKind,
         /// The model or tool.
         name: String,
+        /// The tool call that it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        call_id: Option<String>,
+        /// The most that it may use.
+        #[serde(skip_serializing_if = "Usage::is_nothing")]
+        reserved: Usage,
     },
     /// A piece of the answer.
     MessageDelta {
@@ -107,6 +116,15 @@ pub enum Event {
         #[serde(skip)]
         total: Usage,
     },
+    /// What was shown of a step is void, and it is made anew within the same attempt: another model goes on.
+    StepRetrying {
+        /// Its number in the run.
+        step: u32,
+        /// What went wrong, for people.
+        message: String,
+        /// The text after this sequence number is void.
+        void_after: u64,
+    },
     /// The run waits for a person, and nobody executes it meanwhile.
     Waiting {
         /// Names this question: an answer has to say which question it answers.
@@ -122,6 +140,9 @@ pub enum Event {
         /// The timer that will fire then.
         #[serde(skip)]
         timer: u64,
+        /// What the run has used in all.
+        #[serde(skip)]
+        usage: Usage,
     },
     /// An attempt ended without an ending. Another will follow, unless the next event says otherwise.
     Retrying {
@@ -219,6 +240,7 @@ impl Event {
             Self::ToolCompleted { .. } => "tool.completed",
             Self::PlanUpdated { .. } => "plan.updated",
             Self::StepCompleted { .. } => "step.completed",
+            Self::StepRetrying { .. } => "step.retrying",
             Self::Waiting { .. } => "run.waiting",
             Self::Retrying { .. } => "run.retrying",
             Self::Log { .. } => "log",

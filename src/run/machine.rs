@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Command, Effect, Event, Failure, Question, Reason, Rejection, Retry, RetryReason, RunError, Segment, Spec, Status,
-    Timestamp, Usage,
+    Bound, Command, Effect, Event, Failure, OpenStep, Question, Reason, Rejection, Retry, RetryReason, RunError,
+    Segment, Spec, Status, Timestamp, Usage,
 };
 
 /// A run as it stands: its specification and the fold of its events.
@@ -23,8 +23,10 @@ pub struct Run {
     pub failures: u32,
     /// Workers that died over it since its last finished step, charged to the budget.
     pub crashes: u32,
-    /// How many steps are finished.
+    /// The highest number of a finished step.
     pub steps: u32,
+    /// The steps that have begun and are not finished, in the order of their numbers.
+    pub open: Vec<OpenStep>,
     /// The armed timer of a scheduled or waiting run.
     pub timer: Option<Timer>,
     /// Why it is scheduled or waiting.
@@ -71,6 +73,9 @@ pub struct Context {
     pub next_seq: u64,
     /// Another run holds its thread.
     pub busy: bool,
+    /// What the open steps have used, as far as their attempt knows; `None`: nobody knows, and what they have reserved
+    /// counts.
+    pub spent: Option<Usage>,
 }
 
 /// How a run begins.
@@ -89,6 +94,15 @@ impl From<Option<Timestamp>> for Begin {
     fn from(due: Option<Timestamp>) -> Self {
         due.map_or(Self::Now, |due| Self::At(due, Reason::Delay))
     }
+}
+
+/// What a run takes over from the one that it goes on from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    /// The highest number of a finished step; 0: none is taken over.
+    pub steps: u32,
+    /// The steps that were cut off.
+    pub cut_off: Vec<OpenStep>,
 }
 
 /// What follows from a command.
@@ -112,12 +126,16 @@ pub struct Changed {
 }
 
 impl Run {
-    /// A new run, and the events that tell of it. It takes over `steps_kept` finished steps from the run it
-    /// goes on from.
+    /// A new run, and the events that tell of it. It takes over what is `kept` of the run it goes on from.
     #[must_use]
-    pub fn create(spec: Spec, begin: impl Into<Begin>, steps_kept: u32) -> (Self, Decision) {
+    pub fn create(spec: Spec, begin: impl Into<Begin>, kept: Kept) -> (Self, Decision) {
         let now = spec.created_at;
-        let created = Event::Created { agent: spec.agent.clone(), retry_of: spec.retry_of, steps_kept };
+        let created = Event::Created {
+            agent: spec.agent.clone(),
+            retry_of: spec.retry_of,
+            steps_kept: kept.steps,
+            cut_off: kept.cut_off,
+        };
         let (next, effect) = match begin.into() {
             Begin::At(due, reason) if due > now => {
                 (Event::Scheduled { due: Some(due), reason, timer: 1 }, Some(Effect::Arm(Timer { due, id: 1 })))
@@ -143,6 +161,7 @@ impl Run {
             failures: 0,
             crashes: 0,
             steps: 0,
+            open: Vec::new(),
             timer: None,
             reason: None,
             timers_armed: 0,
@@ -187,7 +206,8 @@ impl Run {
             }
             Command::Expire => self.expire(context, Vec::from_iter(disarm)),
             Command::Claim { .. } => Err(Rejection::NotNow(self.status)),
-            Command::FinishStep { attempt, .. }
+            Command::BeginStep(OpenStep { attempt, .. })
+            | Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
             | Command::Wait { attempt, .. }
@@ -210,7 +230,8 @@ impl Run {
             Command::Expire => self.expire(context, Vec::new()),
             Command::Fire { .. } => Err(Rejection::StaleTimer),
             Command::Promote | Command::Join { .. } | Command::Resume { .. } => Err(Rejection::NotNow(self.status)),
-            Command::FinishStep { attempt, .. }
+            Command::BeginStep(OpenStep { attempt, .. })
+            | Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
             | Command::Wait { attempt, .. }
@@ -223,6 +244,10 @@ impl Run {
 
     fn decide_running(&self, command: &Command, context: &Context) -> Result<Decision, Rejection> {
         match command {
+            Command::BeginStep(open) => {
+                self.fence(open.attempt)?;
+                self.begin(open)
+            }
             Command::FinishStep { attempt, step, usage } => {
                 self.fence(*attempt)?;
                 let total = self.usage + *usage;
@@ -233,7 +258,7 @@ impl Run {
             }
             Command::Complete { attempt, output, outcome, usage } => {
                 self.fence(*attempt)?;
-                let usage = self.usage + *usage;
+                let usage = self.settled(context) + *usage;
                 let completed = Event::Completed { output: output.clone(), outcome: outcome.clone(), usage };
                 // The agent has ended by itself: there is nothing to stop.
                 Ok(Decision { events: vec![completed], effects: Vec::new() })
@@ -244,10 +269,11 @@ impl Run {
             }
             Command::Timeout { attempt } => {
                 self.fence(*attempt)?;
-                Ok(Decision { events: vec![self.timed_out()], effects: vec![Effect::StopAgent] })
+                Ok(Decision { events: vec![self.timed_out(context)], effects: vec![Effect::StopAgent] })
             }
             Command::Cancel => {
-                Ok(Decision { events: vec![Event::Cancelled { usage: self.usage }], effects: vec![Effect::StopAgent] })
+                let cancelled = Event::Cancelled { usage: self.settled(context) };
+                Ok(Decision { events: vec![cancelled], effects: vec![Effect::StopAgent] })
             }
             Command::Release { attempt } => {
                 self.fence(*attempt)?;
@@ -299,7 +325,8 @@ impl Run {
             Command::Claim { .. } | Command::Promote | Command::Join { .. } | Command::Expire => {
                 Err(Rejection::NotNow(self.status))
             }
-            Command::FinishStep { attempt, .. }
+            Command::BeginStep(OpenStep { attempt, .. })
+            | Command::FinishStep { attempt, .. }
             | Command::Complete { attempt, .. }
             | Command::Fail { attempt, .. }
             | Command::Wait { attempt, .. }
@@ -314,21 +341,39 @@ impl Run {
     pub fn apply(&mut self, event: &Event, seq: u64, at: Timestamp) {
         self.last_seq = seq;
         match event {
-            Event::Created { steps_kept, .. } => self.steps = *steps_kept,
-            Event::StepStarted { .. }
-            | Event::MessageDelta { .. }
+            Event::Created { steps_kept, cut_off, .. } => {
+                self.steps = *steps_kept;
+                self.open.clone_from(cut_off);
+            }
+            Event::StepStarted { step, kind, name, call_id, reserved } => {
+                let begun = OpenStep {
+                    step: *step,
+                    kind: *kind,
+                    name: name.clone(),
+                    call_id: call_id.clone(),
+                    attempt: self.attempt,
+                    reserved: *reserved,
+                };
+                self.open.retain(|open| open.step != *step && (call_id.is_none() || open.call_id != *call_id));
+                self.open.push(begun);
+                self.open.sort_by_key(|open| open.step);
+            }
+            Event::MessageDelta { .. }
             | Event::ReasoningDelta { .. }
             | Event::MessageCompleted { .. }
             | Event::ToolStarted { .. }
             | Event::ToolOutput { .. }
             | Event::ToolCompleted { .. }
             | Event::PlanUpdated { .. }
+            | Event::StepRetrying { .. }
             | Event::Log { .. }
             | Event::Custom { .. } => {}
             Event::Scheduled { due, reason, timer } => {
                 self.schedule(*reason, due.map(|due| Timer { due, id: *timer }));
             }
-            Event::Waiting { reason, due, timer, .. } => {
+            Event::Waiting { reason, due, timer, usage, .. } => {
+                self.usage = *usage;
+                self.abandon();
                 self.stop_running(at);
                 self.schedule(*reason, due.map(|due| Timer { due, id: *timer }));
                 self.status = Status::Waiting;
@@ -342,13 +387,15 @@ impl Run {
                 self.checkpoint_seq = seq;
             }
             Event::StepCompleted { step, total, .. } => {
-                self.steps = *step;
+                self.steps = self.steps.max(*step);
+                self.open.retain(|open| open.step != *step);
                 self.crashes = 0;
                 self.usage = *total;
                 self.checkpoint_seq = seq;
             }
             Event::Retrying { reason, due, timer, usage, .. } => {
                 self.usage = *usage;
+                self.abandon();
                 match reason {
                     RetryReason::TransientError => self.failures += 1,
                     RetryReason::WorkerLost => {
@@ -377,6 +424,12 @@ impl Run {
             Event::Cancelled { usage } => self.end(Status::Cancelled, "cancelled", *usage, at),
             Event::Expired {} => self.end(Status::Expired, "expired", self.usage, at),
         }
+    }
+
+    /// What a run that goes on from this one takes over.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept { steps: self.steps, cut_off: self.open.clone() }
     }
 
     /// The running time left to the current attempt at its start.
@@ -409,17 +462,18 @@ impl Run {
 
     /// The attempt ends through no fault of the run.
     fn let_go(&self, reason: RetryReason, context: &Context) -> Decision {
-        let events = vec![self.retrying(reason, None, None, self.usage, context)];
+        let events = vec![self.retrying(reason, None, None, self.settled(context), context)];
         Decision { events, effects: vec![Effect::StopAgent, Effect::Wake] }
     }
 
     fn fail(&self, failure: &Failure, context: &Context) -> Decision {
-        let usage = self.usage + failure.usage;
+        let usage = self.settled(context) + failure.usage;
         let budget_left = self.failures + self.crashes + 1 < self.spec.max_attempts;
         let (outcome, wait) = match failure.retry {
             Retry::After(wait) if budget_left => (None, wait),
             Retry::After(wait) => (Some("attempts_exhausted"), wait),
             Retry::Never => (Some("error"), Duration::ZERO),
+            Retry::OutOfBudget(bound) => (Some(bound.outcome()), Duration::ZERO),
         };
         if let Some(outcome) = outcome {
             let RunError { code, message } = failure.error.clone();
@@ -442,16 +496,17 @@ impl Run {
     /// nothing is tried any more, the attempt is abandoned first: that is where the numbers jump over
     /// those which may have been shown and lost.
     fn crash(&self, cancel: bool, context: &Context) -> Decision {
-        let mut events = vec![self.retrying(RetryReason::WorkerLost, None, None, self.usage, context)];
+        let usage = self.settled(context);
+        let mut events = vec![self.retrying(RetryReason::WorkerLost, None, None, usage, context)];
         let mut effects = vec![Effect::StopAgent];
         if cancel {
-            events.push(Event::Cancelled { usage: self.usage });
+            events.push(Event::Cancelled { usage });
         } else if self.failures + self.crashes + 1 >= self.spec.max_attempts {
             events.push(Event::Failed {
                 code: "worker_lost".to_owned(),
                 message: format!("{} attempts in a row were lost with their workers", self.crashes + 1),
                 outcome: "attempts_exhausted".to_owned(),
-                usage: self.usage,
+                usage,
             });
         } else {
             effects.push(Effect::Wake);
@@ -459,13 +514,45 @@ impl Run {
         Decision { events, effects }
     }
 
-    fn timed_out(&self) -> Event {
+    fn timed_out(&self, context: &Context) -> Event {
+        let bound = self.spec.budget.time_ms.is_some_and(|most| most <= self.spec.timeout_ms);
         Event::Failed {
-            code: "timeout".to_owned(),
+            code: if bound { "out_of_budget" } else { "timeout" }.to_owned(),
             message: "Execution timeout".to_owned(),
-            outcome: "deadline".to_owned(),
-            usage: self.usage,
+            outcome: if bound { Bound::Time.outcome() } else { "deadline" }.to_owned(),
+            usage: self.settled(context),
         }
+    }
+
+    /// What the step reserves counts as used from now on: what is begun fits into the budget, whatever comes of it.
+    fn begin(&self, open: &OpenStep) -> Result<Decision, Rejection> {
+        let budget = &self.spec.budget;
+        if budget.steps.is_some_and(|most| open.step > most) {
+            return Err(Rejection::OutOfBudget(Bound::Steps));
+        }
+        // What the same step, or call, had reserved before is given back.
+        let anew = |other: &&OpenStep| other.step != open.step;
+        let reserved: Usage = self.open.iter().filter(anew).map(|open| open.reserved).sum();
+        if let Some(bound) = budget.exceeded(self.usage + reserved + open.reserved) {
+            return Err(Rejection::OutOfBudget(bound));
+        }
+        let OpenStep { step, kind, name, call_id, reserved, .. } = open.clone();
+        let started = Event::StepStarted { step, kind, name, call_id, reserved };
+        Ok(Decision { events: vec![started], effects: Vec::new() })
+    }
+
+    /// What the run has used when its attempt ends now.
+    fn settled(&self, context: &Context) -> Usage {
+        let reserved = || self.open.iter().map(|open| open.reserved).sum();
+        let open = context.spent.unwrap_or_else(reserved);
+        // It is never more than an estimate: nobody has seen the end of it.
+        let estimated = !open.is_nothing();
+        self.usage + Usage { estimated, ..open }
+    }
+
+    /// The attempt is over: its open steps reserve nothing any more, and were cut off.
+    fn abandon(&mut self) {
+        self.open.iter_mut().for_each(|open| open.reserved = Usage::default());
     }
 
     fn retrying(
@@ -510,6 +597,7 @@ impl Run {
             prompt: question.prompt.clone(),
             due: question.deadline,
             timer: timer.map_or(0, |timer| timer.id),
+            usage: self.settled(context),
         };
         Decision { events: vec![waiting], effects: timer.map(Effect::Arm).into_iter().collect() }
     }
@@ -560,6 +648,7 @@ impl Run {
 
     fn end(&mut self, status: Status, outcome: &str, usage: Usage, at: Timestamp) {
         self.stop_running(at);
+        self.abandon();
         self.status = status;
         self.reason = None;
         self.timer = None;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::run::{Input, OnDisconnect, RunId, Tenant};
+use crate::run::{Budget, Input, OnDisconnect, RunId, StepKind, Tenant};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -30,6 +30,7 @@ fn spec(max_attempts: u32, ttl_at: Option<Timestamp>) -> Spec {
         concurrency_key: None,
         correlation_id: None,
         webhook: None,
+        budget: crate::run::Budget::NONE,
         created_at: at(1_000),
     }
 }
@@ -42,17 +43,20 @@ struct Driven {
     now: i64,
     /// Another run holds its thread.
     busy: bool,
+    /// What the open steps have used, as far as their attempt knows.
+    spent: Option<Usage>,
 }
 
 impl Driven {
     fn new(spec: Spec, begin: impl Into<Begin>) -> Self {
-        let (run, decision) = Run::create(spec, begin, 0);
+        let (run, decision) = Run::create(spec, begin, Kept::default());
         let log = (1..).zip(decision.events).map(|(seq, event)| (seq, at(1_000), event)).collect();
-        Self { run, log, now: 1_000, busy: false }
+        Self { run, log, now: 1_000, busy: false, spent: None }
     }
 
     fn tell(&mut self, command: &Command) -> Result<Vec<Effect>, Rejection> {
-        let context = Context { now: at(self.now), next_seq: self.run.last_seq + 1, busy: self.busy };
+        let context =
+            Context { now: at(self.now), next_seq: self.run.last_seq + 1, busy: self.busy, spent: self.spent };
         let decision = self.run.decide(command, &context)?;
         for event in decision.events {
             let seq = self.run.last_seq + 1;
@@ -107,6 +111,17 @@ fn wait(attempt: u32, deadline: Option<i64>) -> Command {
     Command::Wait { attempt, question }
 }
 
+fn begin(attempt: u32, step: u32, tokens: u64) -> Command {
+    let reserved = Usage { output_tokens: tokens, cost_micros: tokens * 10, ..Usage::default() };
+    let name = "small".to_owned();
+    Command::BeginStep(OpenStep { step, kind: StepKind::Model, name, call_id: None, attempt, reserved })
+}
+
+fn finish(attempt: u32, step: u32, tokens: u64) -> Command {
+    let usage = Usage { output_tokens: tokens, cost_micros: tokens * 10, ..Usage::default() };
+    Command::FinishStep { attempt, step, usage }
+}
+
 fn resume(wait_id: &str) -> Command {
     Command::Resume { wait_id: wait_id.to_owned(), input: json!("this") }
 }
@@ -121,6 +136,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("promote", Command::Promote),
         ("join", Command::Join { due: at(20_000) }),
         ("resume", resume("w4")),
+        ("begin_step", begin(1, 1, 0)),
         ("finish_step", Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }),
         ("complete", complete(1)),
         ("fail", fail(1, Retry::Never)),
@@ -143,7 +159,7 @@ fn expected(status: Status, command: &str) -> Option<Status> {
         (Status::Waiting, "resume") => Some(Status::Queued),
         (Status::Waiting, "fire") => Some(Status::Failed),
         (Status::Running, "wait") => Some(Status::Waiting),
-        (Status::Running, "finish_step") => Some(Status::Running),
+        (Status::Running, "begin_step" | "finish_step") => Some(Status::Running),
         (Status::Running, "complete") => Some(Status::Completed),
         (Status::Running, "fail" | "timeout") => Some(Status::Failed),
         (Status::Running, "retry") => Some(Status::Scheduled),
@@ -277,7 +293,7 @@ fn the_text_after_the_last_finished_step_is_void() {
     let mut driven = Driven::in_status(Status::Running);
     driven.tell(&Command::FinishStep { attempt: 1, step: 1, usage: Usage::default() }).unwrap();
     let checkpoint = driven.run.last_seq;
-    let context = Context { now: at(10_000), next_seq: 500, busy: false };
+    let context = Context { now: at(10_000), next_seq: 500, busy: false, spent: None };
     let decision = driven.run.decide(&Command::Crash { attempt: 1, cancel: false }, &context).unwrap();
     let [Event::Retrying { void_after, skips_to, .. }] = decision.events[..] else { panic!("{decision:?}") };
     assert_eq!((void_after, skips_to), (checkpoint, 500));
@@ -345,9 +361,92 @@ fn a_run_whose_thread_is_busy_waits_for_it_and_for_no_time() {
     assert_eq!(driven.tell(&Command::Promote), Err(Rejection::NotNow(Status::Queued)));
 }
 
+fn running(budget: Budget) -> Driven {
+    let mut driven = Driven::new(Spec { budget, ..spec(3, None) }, Begin::Now);
+    driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+    driven
+}
+
+#[test]
+fn a_step_that_would_exceed_the_budget_does_not_begin() {
+    let mut driven = running(Budget { tokens: Some(100), steps: Some(3), ..Budget::NONE });
+    assert_eq!(driven.tell(&begin(1, 1, 101)), Err(Rejection::OutOfBudget(Bound::Tokens)));
+    driven.tell(&begin(1, 1, 60)).unwrap();
+    // What is reserved counts as used.
+    assert_eq!(driven.tell(&begin(1, 2, 41)), Err(Rejection::OutOfBudget(Bound::Tokens)));
+    driven.tell(&begin(1, 2, 40)).unwrap();
+    // What is not used is given back.
+    driven.tell(&finish(1, 1, 10)).unwrap();
+    driven.tell(&begin(1, 3, 50)).unwrap();
+    assert_eq!(driven.tell(&begin(1, 4, 0)), Err(Rejection::OutOfBudget(Bound::Steps)));
+    let mut driven = running(Budget { cost_micros: Some(100), ..Budget::NONE });
+    assert_eq!(driven.tell(&begin(1, 1, 11)), Err(Rejection::OutOfBudget(Bound::Cost)));
+    driven.tell(&fail(1, Retry::OutOfBudget(Bound::Cost))).unwrap();
+    assert_eq!(driven.run.outcome.as_deref(), Some("budget_cost"));
+}
+
+#[test]
+fn a_lost_attempt_is_charged_what_it_has_reserved_and_one_that_ends_what_it_has_used() {
+    let lost = Command::Crash { attempt: 1, cancel: false };
+    for (command, spent, charged) in [
+        (lost.clone(), None, 60),
+        (Command::Cancel, Some(7), 7),
+        (Command::Cancel, None, 60),
+        (Command::Timeout { attempt: 1 }, Some(7), 7),
+        (Command::Release { attempt: 1 }, Some(7), 7),
+        (Command::Suspend { attempt: 1 }, Some(0), 0),
+        (fail(1, Retry::Never), Some(7), 7),
+        (fail(1, Retry::After(Duration::ZERO)), Some(7), 7),
+        (complete(1), Some(7), 7),
+        (wait(1, None), Some(7), 7),
+    ] {
+        let mut driven = running(Budget::NONE);
+        driven.tell(&begin(1, 1, 5)).unwrap();
+        driven.tell(&finish(1, 1, 5)).unwrap();
+        driven.tell(&begin(1, 2, 60)).unwrap();
+        driven.spent = spent.map(|tokens| Usage { output_tokens: tokens, ..Usage::default() });
+        driven.tell(&command).unwrap();
+        let run = &driven.run;
+        assert_eq!((run.usage.output_tokens, run.usage.estimated), (5 + charged, charged > 0), "{command:?}");
+        assert!(run.open.iter().all(|open| open.reserved.is_nothing()), "{command:?}");
+        assert_eq!(run.open.len(), 1, "{command:?}: the step was cut off");
+    }
+}
+
+#[test]
+fn a_step_that_was_cut_off_is_known_until_it_or_its_call_is_begun_anew() {
+    let call = |attempt, step| {
+        let Command::BeginStep(open) = begin(attempt, step, 0) else { unreachable!() };
+        Command::BeginStep(OpenStep { kind: StepKind::Tool, call_id: Some("c1".into()), ..open })
+    };
+    let mut driven = running(Budget::NONE);
+    driven.tell(&call(1, 1)).unwrap();
+    driven.tell(&Command::Crash { attempt: 1, cancel: false }).unwrap();
+    driven.tell(&Command::Claim { node: "n".into() }).unwrap();
+    assert_eq!((driven.run.open.len(), driven.run.open[0].attempt), (1, 1));
+    driven.tell(&call(2, 2)).unwrap();
+    assert_eq!((driven.run.open.len(), driven.run.open[0].attempt), (1, 2));
+    let kept = driven.run.kept();
+    assert_eq!(kept.cut_off, driven.run.open);
+    driven.tell(&finish(2, 2, 0)).unwrap();
+    assert!(driven.run.open.is_empty());
+    // A run that goes on from another knows what that was doing when it ended.
+    let (retry, _) = Run::create(spec(3, None), Begin::Now, kept.clone());
+    assert_eq!(retry.open, kept.cut_off);
+}
+
+#[test]
+fn time_that_the_budget_bounds_is_an_outcome_of_its_own() {
+    for (time_ms, outcome) in [(None, "deadline"), (Some(1), "budget_time")] {
+        let mut driven = running(Budget { time_ms, ..Budget::NONE });
+        driven.tell(&Command::Timeout { attempt: 1 }).unwrap();
+        assert_eq!(driven.run.outcome.as_deref(), Some(outcome));
+    }
+}
+
 fn any_command() -> impl Strategy<Value = (Command, i64)> {
     let attempt = 0..6_u32;
-    let usage = (0..9_u64).prop_map(|n| Usage { input_tokens: n, output_tokens: n, estimated: false });
+    let usage = (0..9_u64).prop_map(|n| Usage { input_tokens: n, output_tokens: n, estimated: false, cost_micros: 0 });
     let command = prop_oneof![
         4 => Just(Command::Claim { node: "n".into() }),
         2 => (1..6_u64).prop_map(|timer| Command::Fire { timer }),
@@ -359,6 +458,7 @@ fn any_command() -> impl Strategy<Value = (Command, i64)> {
         1 => Just(Command::Cancel),
         3 => (attempt.clone(), 1..9_u32, usage)
             .prop_map(|(attempt, step, usage)| Command::FinishStep { attempt, step, usage }),
+        3 => (attempt.clone(), 1..9_u32, 0..9_u64).prop_map(|(attempt, step, n)| begin(attempt, step, n)),
         1 => attempt.clone().prop_map(complete),
         1 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::Never)),
         3 => attempt.clone().prop_map(|attempt| fail(attempt, Retry::After(Duration::from_millis(50)))),
@@ -414,6 +514,9 @@ proptest! {
             prop_assert_eq!(run.error.is_some(), run.status == Status::Failed);
             prop_assert!(run.failures + run.crashes <= run.spec.max_attempts);
             prop_assert_eq!(run.attempt_started_at.is_some(), run.status == Status::Running);
+            let reserved: Usage = run.open.iter().map(|open| open.reserved).sum();
+            prop_assert!(reserved.is_nothing() || run.status == Status::Running, "nothing stays reserved");
+            prop_assert!(run.usage.tokens() >= before.run.usage.tokens(), "what was used stays used");
         }
         let mut folded = Run::unborn(driven.run.spec.clone());
         for (seq, at, event) in &driven.log {

@@ -5,6 +5,7 @@
 //! events first, then applies them, then shows them, and only then performs the effects.
 //! The diagram in the README is drawn in the words of [`Status`].
 
+mod budget;
 mod command;
 mod content;
 mod event;
@@ -18,12 +19,13 @@ mod step;
 mod time;
 mod webhook;
 
+pub use budget::{Bound, Budget, OpenStep};
 pub use command::{Command, Effect, Failure, Question, Rejection, Retry};
 pub use content::{Content, Part, Source};
 pub(crate) use event::is_final_kind;
 pub use event::{Event, RetryReason};
 pub use id::{RunId, ThreadId};
-pub use machine::{Begin, Changed, Context, Decision, Run, Timer};
+pub use machine::{Begin, Changed, Context, Decision, Kept, Run, Timer};
 pub use retry::Backoff;
 pub use segment::{Mark, Recorded, Segment};
 pub use spec::{Input, Message, OnDisconnect, Role, Spec, Tenant};
@@ -39,9 +41,37 @@ pub struct Usage {
     pub input_tokens: u64,
     /// Tokens written by the model.
     pub output_tokens: u64,
+    /// What that costs, in millionths of the currency of the providers' prices; nothing where there is no price.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cost_micros: u64,
     /// Some of the figures are estimates, because the provider reported none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub estimated: bool,
+}
+
+impl Usage {
+    /// All tokens.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens)
+    }
+
+    /// Nothing was used.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.tokens() == 0 && self.cost_micros == 0
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl std::iter::Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
+        usages.fold(Self::default(), std::ops::Add::add)
+    }
 }
 
 impl std::ops::Add for Usage {
@@ -51,6 +81,7 @@ impl std::ops::Add for Usage {
         Self {
             input_tokens: self.input_tokens.saturating_add(other.input_tokens),
             output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            cost_micros: self.cost_micros.saturating_add(other.cost_micros),
             estimated: self.estimated || other.estimated,
         }
     }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Content;
-use super::{RunId, ThreadId, Timestamp, Webhook};
+use super::{Budget, Content, RunId, ThreadId, Timestamp, Webhook};
 
 /// Whose run it is. Stands in every query.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,6 +73,8 @@ pub struct Spec {
     pub correlation_id: Option<String>,
     /// Where its news go, besides the tenant's endpoints.
     pub webhook: Option<Webhook>,
+    /// What it may use at most.
+    pub budget: Budget,
     /// When it was accepted.
     pub created_at: Timestamp,
 }

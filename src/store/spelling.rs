@@ -4,11 +4,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::run::{Content, Message, OnDisconnect, Role, Run, StepKind};
+use crate::run::{Budget, Content, Message, OnDisconnect, OpenStep, Role, Run, StepKind};
 
 /// The parts of a run that are stored as JSON. Whoever asked for the run parses them, so that a long input does not
 /// hold up a store's threads.
@@ -30,6 +30,48 @@ impl Documents {
         run.output = self.output.as_deref().map(parse).transpose()?;
         Ok(run)
     }
+}
+
+/// What a run may use, what it has cost and what it has reserved: one document, which most runs do not have.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Ledger {
+    #[serde(skip_serializing_if = "is_unbounded")]
+    budget: Budget,
+    #[serde(skip_serializing_if = "is_zero")]
+    cost_micros: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    open: Vec<OpenStep>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_unbounded(budget: &Budget) -> bool {
+    *budget == Budget::NONE
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The ledger of a run, unless there is nothing in it.
+pub(super) fn ledger(run: &Run) -> Option<String> {
+    let (budget, cost_micros) = (run.spec.budget, run.usage.cost_micros);
+    if run.open.is_empty() && cost_micros == 0 && budget == Budget::NONE {
+        return None;
+    }
+    // Numbers and names: there is nothing in it that JSON could not write.
+    serde_json::to_string(&Ledger { budget, cost_micros, open: run.open.clone() }).ok()
+}
+
+/// Reads a run's ledger back into it.
+pub(super) fn read_ledger(run: &mut Run, text: Option<&str>) -> Result<(), StoreError> {
+    let Some(text) = text else { return Ok(()) };
+    let Ledger { budget, cost_micros, open } = parse(text)?;
+    Arc::make_mut(&mut run.spec).budget = budget;
+    run.usage.cost_micros = cost_micros;
+    run.open = open;
+    Ok(())
 }
 
 /// A value as the JSON that is stored. JSON has a way to write every character, so every database takes it.

@@ -73,6 +73,8 @@ macro_rules! store_suite {
             commits_are_written_in_order
             a_run_is_found_as_it_ended
             an_older_attempt_is_fenced_off
+            what_is_open_is_kept_and_charged_when_it_is_lost
+            a_retry_knows_what_was_cut_off
             a_commit_whose_answer_was_lost_is_done
             a_commit_out_of_turn_is_fenced_off
             a_cancel_stops_a_finish_and_no_token

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::FollowUpRule;
-use crate::run::{Message, Run, RunId, Spec, Timestamp};
+use crate::run::{Kept, Message, Run, RunId, Spec, Timestamp};
 
 /// What becomes of a message when a run holds its thread.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -80,8 +80,8 @@ pub enum Occasion {
     Retry {
         /// The run that ended.
         of: RunId,
-        /// How many of its finished steps are kept.
-        steps_kept: u32,
+        /// What is taken over of it.
+        kept: Kept,
     },
     /// Nobody has spoken for a while.
     FollowUp {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::admit::{Ask, Newcomer, Occasion, OnBusy, Refusal};
 use super::{Event, FollowUp, FollowUpRule, HandedOff, Happened, Progress, Thread, ThreadMessage};
 use crate::run::{
-    Begin, Changed, Command, Context, Input, Message, Reason, Run, RunId, Segment, Status, Timer, Timestamp,
+    Begin, Changed, Command, Context, Input, Kept, Message, Reason, Run, RunId, Segment, Status, Timer, Timestamp,
 };
 
 /// An open run of a thread: one that has not ended.
@@ -116,22 +116,22 @@ impl Found {
                 Some(holder) => work.while_busy(holder, ask, *quiet),
                 None => match (work.gathering(ask), quiet) {
                     (Some(at), quiet) => Ok(work.join(at, ask, quiet.map(|quiet| ask.now.after(quiet.quiet)))),
-                    (None, Some(quiet)) => work.create(ask, Some((quiet.quiet, quiet.longest)), None, 0),
-                    (None, None) => work.create(ask, None, None, 0),
+                    (None, Some(quiet)) => work.create(ask, Some((quiet.quiet, quiet.longest)), None, Kept::default()),
+                    (None, None) => work.create(ask, None, None, Kept::default()),
                 },
             },
             Occasion::Run { due } => match work.thread.holder {
                 Some(holder) if due.is_none_or(|due| due <= ask.now) => work.while_busy(holder, ask, None),
-                Some(_) | None => work.create(ask, None, *due, 0),
+                Some(_) | None => work.create(ask, None, *due, Kept::default()),
             },
-            Occasion::Retry { of, steps_kept } => {
-                let change = work.create(ask, None, None, *steps_kept)?;
+            Occasion::Retry { of, kept } => {
+                let change = work.create(ask, None, None, kept.clone())?;
                 Ok(Change { taken_over: change.how.run().map(|new| (*of, new)), ..change })
             }
             Occasion::FollowUp { rules, .. } => {
                 work.thread.progress = work.thread.progress.sent(rules);
                 work.events.push(Happened::FollowUp(ask.newcomer.spec.id));
-                work.create(ask, None, None, 0)
+                work.create(ask, None, None, Kept::default())
             }
         }
     }
@@ -246,17 +246,17 @@ impl Work {
             OnBusy::Interrupt | OnBusy::Rollback => {
                 self.thread.dropping |= ask.on_busy == OnBusy::Rollback;
                 self.cancel(holder);
-                self.create(ask, None, None, 0)
+                self.create(ask, None, None, Kept::default())
             }
             OnBusy::Debounce => match self.gathering(ask) {
                 Some(at) => Ok(self.join(at, ask, due)),
-                None => self.create(ask, quiet.map(|quiet| (quiet.quiet, quiet.longest)), None, 0),
+                None => self.create(ask, quiet.map(|quiet| (quiet.quiet, quiet.longest)), None, Kept::default()),
             },
             OnBusy::Enqueue | OnBusy::Steer => match (self.debounced(ask), quiet) {
                 // Quick messages belong together whatever goes on.
                 (Some(at), Some(_)) => Ok(self.join(at, ask, due)),
-                (_, Some(quiet)) => self.create(ask, Some((quiet.quiet, quiet.longest)), None, 0),
-                (_, None) => self.create(ask, None, None, 0),
+                (_, Some(quiet)) => self.create(ask, Some((quiet.quiet, quiet.longest)), None, Kept::default()),
+                (_, None) => self.create(ask, None, None, Kept::default()),
             },
         }
     }
@@ -278,7 +278,7 @@ impl Work {
         ask: &Ask,
         quiet: Option<(std::time::Duration, std::time::Duration)>,
         due: Option<Timestamp>,
-        steps_kept: u32,
+        kept: Kept,
     ) -> Result<Change, Refusal> {
         let pending = self.open.iter().filter(|open| open.run.status == Status::Scheduled).count();
         if pending >= ask.max_pending {
@@ -296,7 +296,7 @@ impl Work {
             (None, None) => Begin::Now,
         };
         let id = spec.id;
-        let (run, decision) = Run::create(spec, begin, steps_kept);
+        let (run, decision) = Run::create(spec, begin, kept);
         let segment = Segment::encode(1, &decision.events, self.now);
         self.say(&ask.newcomer, Some(id), None, false);
         if run.status == Status::Queued {
@@ -384,7 +384,7 @@ impl Work {
         let open = &mut self.open[at];
         let (id, next_seq) = (open.run.spec.id, open.reserved_seq + 1);
         let busy = self.thread.holder.is_some_and(|holder| holder != id);
-        let context = Context { now: self.now, next_seq, busy };
+        let context = Context { now: self.now, next_seq, busy, spent: None };
         let Ok(decision) = open.run.decide(command, &context) else { return };
         for (event, seq) in decision.events.iter().zip(next_seq..) {
             open.run.apply(event, seq, self.now);

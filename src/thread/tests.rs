@@ -90,6 +90,7 @@ impl World {
             concurrency_key: None,
             webhook: None,
             correlation_id: None,
+            budget: crate::run::Budget::NONE,
             created_at: at(self.now),
         };
         let messages = if matches!(occasion, Occasion::Retry { .. }) { Vec::new() } else { vec![message] };
@@ -134,7 +135,7 @@ impl World {
     fn tell(&mut self, id: RunId, command: &Command) -> Option<Vec<Effect>> {
         let mut run = self.runs.get(&id)?.clone();
         let busy = self.thread.holder.is_some_and(|holder| holder != id);
-        let context = Context { now: at(self.now), next_seq: run.last_seq + 1, busy };
+        let context = Context { now: at(self.now), next_seq: run.last_seq + 1, busy, spent: None };
         let decision = run.decide(command, &context).ok()?;
         for event in &decision.events {
             run.apply(event, run.last_seq + 1, at(self.now));
@@ -469,7 +470,8 @@ fn a_retry_takes_the_messages_over() {
         usage: Usage::default(),
     };
     world.tell(first, &Command::Fail { attempt: 1, failure }).unwrap();
-    let second = world.ask(Occasion::Retry { of: first, steps_kept: 0 }, OnBusy::Enqueue, "one").unwrap();
+    let second =
+        world.ask(Occasion::Retry { of: first, kept: crate::run::Kept::default() }, OnBusy::Enqueue, "one").unwrap();
     assert_eq!(world.messages[0].run, second.run());
     assert_eq!(world.messages[0].turn, Some(2));
     assert_eq!(world.messages.iter().filter(|message| message.message.role == Role::User).count(), 1);

@@ -17,7 +17,8 @@ fn delta(number: u64) -> Event {
 /// A log of attempt 1, owned, whose events 1 to 3 are journaled.
 fn owned(reserved: u64) -> Arc<RunLog> {
     let log = RunLog::new(RunId::from_uuid(uuid::Uuid::nil()), Tenant::default());
-    let created = [Event::Created { agent: "a".into(), retry_of: None, steps_kept: 0 }, Event::Queued {}];
+    let created =
+        [Event::Created { agent: "a".into(), retry_of: None, steps_kept: 0, cut_off: Vec::new() }, Event::Queued {}];
     log.append(&Segment::encode(1, &created, AT), false);
     log.own(&Segment::encode(3, &[Event::Started { attempt: 1, node: "n".into() }], AT), reserved, None);
     log

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::rows::plain;
 use crate::run::{Reason, Run, Segment, Status, Timestamp};
 use crate::store::DeadLetter;
-use crate::store::spelling::integer;
+use crate::store::spelling::{integer, ledger};
 
 /// Begins a transaction for statements over batches.
 pub(super) const BEGIN: &str = "BEGIN; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off";
@@ -23,14 +23,14 @@ pub(super) const BY_CONDITION: &str = "SET LOCAL enable_indexscan = off; SET LOC
 /// Ends what [`BY_CONDITION`] began: whatever is planned for the first time afterwards is planned as ever.
 pub(super) const AS_EVER: &str = "SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on";
 
-/// The arrays of [`Batch::params`], as parameters 1 to 30.
+/// The arrays of [`Batch::params`], as parameters 1 to 31.
 macro_rules! batch_arrays {
     () => {
         "$1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], \
          $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], \
          $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bool[], $20::text[], $21::text[], \
          $22::text[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bigint[], $27::bytea[], $28::bytea[], \
-         $29::bigint[], $30::text[]"
+         $29::bigint[], $30::text[], $31::text[]"
     };
 }
 pub(super) use batch_arrays;
@@ -41,7 +41,7 @@ macro_rules! batch_columns {
         "id, status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
          attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
          outcome, error_code, error_message, reserved_seq, commit_number, segment_first, segment_last, marks, frames, \
-         letter_at, letter_reason"
+         letter_at, letter_reason, ledger"
     };
 }
 pub(super) use batch_columns;
@@ -55,7 +55,7 @@ macro_rules! set_state {
          finished_at = i.finished_at, checkpoint_seq = i.checkpoint_seq, last_seq = i.last_seq, \
          input_tokens = i.input_tokens, output_tokens = i.output_tokens, estimated = i.estimated, \
          outcome = i.outcome, error_code = i.error_code, error_message = i.error_message, \
-         reserved_seq = i.reserved_seq, commit_number = i.commit_number"
+         reserved_seq = i.reserved_seq, commit_number = i.commit_number, ledger = i.ledger"
     };
 }
 pub(super) use set_state;
@@ -110,6 +110,7 @@ pub(super) struct Batch<'a> {
     frames: Vec<Option<&'a [u8]>>,
     letter_at: Vec<Option<i64>>,
     letter_reason: Vec<Option<String>>,
+    ledger: Vec<Option<String>>,
 }
 
 impl<'a> Batch<'a> {
@@ -148,9 +149,10 @@ impl<'a> Batch<'a> {
         let letter = (run.status == Status::Failed).then(|| DeadLetter::of_run(run));
         self.letter_at.push(letter.as_ref().map(|letter| letter.at.as_millis()));
         self.letter_reason.push(letter.map(|letter| text(&letter.reason)));
+        self.ledger.push(ledger(run));
     }
 
-    /// The first 30 parameters, to be followed by the statement's own.
+    /// The first 31 parameters, to be followed by the statement's own.
     pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
         vec![
             &self.id,
@@ -183,6 +185,7 @@ impl<'a> Batch<'a> {
             &self.frames,
             &self.letter_at,
             &self.letter_reason,
+            &self.ledger,
         ]
     }
 }

@@ -41,15 +41,15 @@ use crate::store::{Commit, Committed, StoreError};
 const WRITE: &str = concat!(
     "WITH changed AS (UPDATE runcast_runs r SET ",
     set_state!(),
-    ", lease_until = CASE WHEN i.status = $39 THEN r.lease_until END, \
-     cancel_requested = r.cancel_requested AND i.status = $39 FROM unnest(",
+    ", lease_until = CASE WHEN i.status = $40 THEN r.lease_until END, \
+     cancel_requested = r.cancel_requested AND i.status = $40 FROM unnest(",
     batch_arrays!(),
-    ", $31::bigint[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::bool[], $37::text[], $38::text[]) \
+    ", $32::bigint[], $33::text[], $34::text[], $35::bigint[], $36::bigint[], $37::bool[], $38::text[], $39::text[]) \
      AS i(",
     batch_columns!(),
     ", step, kind, name, step_input, step_output, step_estimated, result, output) \
-     WHERE r.id = i.id AND r.status = $39 AND r.attempt = i.attempt AND r.commit_number = i.commit_number - 1 \
-     AND (NOT r.cancel_requested OR i.status = $39 OR i.status = $40) RETURNING i.*), ",
+     WHERE r.id = i.id AND r.status = $40 AND r.attempt = i.attempt AND r.commit_number = i.commit_number - 1 \
+     AND (NOT r.cancel_requested OR i.status = $40 OR i.status = $41) RETURNING i.*), ",
     insert_log!("changed"),
     ", kept AS (INSERT INTO runcast_steps (run_id, step, kind, name, input_tokens, output_tokens, estimated, result) \
      SELECT id, step, kind, name, step_input, step_output, step_estimated, result FROM changed \
@@ -58,7 +58,7 @@ const WRITE: &str = concat!(
      WHERE output IS NOT NULL), \
      armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
      SELECT timer_due, id, 1, timer_id FROM changed WHERE timer_due IS NOT NULL), ",
-    insert_deliveries!("$41", "$42", "$43", "$44", "$45", "$46"),
+    insert_deliveries!("$42", "$43", "$44", "$45", "$46", "$47"),
     " SELECT id FROM changed"
 );
 

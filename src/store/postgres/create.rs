@@ -35,15 +35,15 @@ use crate::store::{self, Admitted, Created, IdempotencyKey, NewRun, StoreError};
 const WRITE: &str = concat!(
     "WITH possible AS MATERIALIZED (SELECT * FROM unnest(",
     batch_arrays!(),
-    ", $31::text[], $32::text[], $33::text[], $34::bigint[], $35::bigint[], $36::text[], $37::text[], $38::text[], \
-     $39::bigint[], $40::bigint[], $41::bigint[], $42::text[], $43::uuid[], $44::text[], $45::text[], $46::text[], \
-     $47::bytea[], $48::bigint[], $49::bigint[], $50::bigint[], $51::text[], $52::text[], $53::uuid[], $54::bigint[]) AS i(",
+    ", $32::text[], $33::text[], $34::text[], $35::bigint[], $36::bigint[], $37::text[], $38::text[], $39::text[], \
+     $40::bigint[], $41::bigint[], $42::bigint[], $43::text[], $44::uuid[], $45::text[], $46::text[], $47::text[], \
+     $48::bytea[], $49::bigint[], $50::bigint[], $51::bigint[], $52::text[], $53::text[], $54::uuid[], $55::bigint[]) AS i(",
     batch_columns!(),
     ", tenant, agent, agent_version, priority, created_at, input, params, metadata, ttl_at, timeout_ms, max_attempts, \
      on_disconnect, retry_of, correlation_id, route, key, fingerprint, valid_after, expires_at, stride, \
      concurrency_key, webhook, thread_id, latest_due) \
-     WHERE i.retry_of IS NULL OR i.steps = 0 OR i.steps = \
-     (SELECT count(*) FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step <= i.steps)), \
+     WHERE i.retry_of IS NULL OR i.steps = 0 OR EXISTS \
+     (SELECT FROM runcast_steps c WHERE c.run_id = i.retry_of AND c.step = i.steps)), \
      keys AS (INSERT INTO runcast_idempotency AS k (tenant, route, key, fingerprint, run_id, kept_at) \
      SELECT tenant, route, key, fingerprint, id, created_at FROM possible WHERE key IS NOT NULL ORDER BY 1, 2, 3 \
      ON CONFLICT (tenant, route, key) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, run_id = EXCLUDED.run_id, \
@@ -57,11 +57,11 @@ const WRITE: &str = concat!(
      runs AS (INSERT INTO runcast_runs (rank, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, status, attempt, \
      failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
      finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-     error_message, reserved_seq, commit_number, thread_id) SELECT CASE WHEN status = 'queued' \
+     error_message, reserved_seq, commit_number, ledger, thread_id) SELECT CASE WHEN status = 'queued' \
      THEN (max(base) OVER lane + sum(stride) OVER (lane ORDER BY id))::bigint ELSE 0 END, stride, concurrency_key, id, tenant, agent, agent_version, priority, created_at, \
      status, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, \
      attempt_started_at, ran_ms, finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
-     outcome, error_code, error_message, reserved_seq, commit_number, thread_id FROM based \
+     outcome, error_code, error_message, reserved_seq, commit_number, ledger, thread_id FROM based \
      WINDOW lane AS (PARTITION BY tenant, agent, agent_version, priority, status) \
      ON CONFLICT (id) DO NOTHING RETURNING id), \
      new AS MATERIALIZED (SELECT * FROM wanted WHERE id IN (SELECT id FROM runs)), \

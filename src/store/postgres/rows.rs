@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::conn::Conn;
 use super::error::Failure;
 use crate::run::{
-    Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
+    Budget, Input, Reason, Run, RunError, RunId, Spec, Status, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
 };
-use crate::store::spelling::{Documents, json, on_disconnect, parse, step_kind, unreadable, unsigned};
+use crate::store::spelling::{Documents, json, on_disconnect, parse, read_ledger, step_kind, unreadable, unsigned};
 use crate::store::{StoreError, Stored};
 
 /// The columns of a run `r` and its specification `s`, in the order in which [`Found::read`] takes them, but for
@@ -23,7 +23,7 @@ macro_rules! run_columns {
         "r.id, r.tenant, r.agent, r.agent_version, r.priority, r.created_at, r.status, r.attempt, r.failures, \
          r.crashes, r.steps, r.timer_due, r.timer_id, r.reason, r.timers_armed, r.started_at, r.attempt_started_at, \
          r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, r.estimated, \
-         r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.cancel_requested, s.input, \
+         r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.ledger, r.cancel_requested, s.input, \
          s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, s.correlation_id, \
          r.concurrency_key, s.webhook, r.thread_id, s.latest_due"
     };
@@ -85,6 +85,7 @@ impl Found {
         let usage = columns.usage()?;
         let (outcome, code, message) = (columns.take()?, columns.take()?, columns.take()?);
         let (reserved_seq, commit_number) = (columns.number()?, columns.number()?);
+        let ledger = columns.take::<Option<&str>>()?;
         let cancel_requested = columns.take::<bool>()? && status == Status::Running;
         let (input, params, metadata) = (columns.take()?, columns.take()?, columns.take()?);
         let (ttl_at, timeout_ms) = (columns.optional_time()?, columns.number()?);
@@ -115,17 +116,19 @@ impl Found {
             concurrency_key,
             correlation_id,
             webhook,
+            budget: Budget::NONE,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });
         let error = Option::zip(code, message).map(|(code, message)| RunError { code, message });
-        let run = Run {
+        let mut run = Run {
             spec: Arc::new(spec),
             status,
             attempt,
             failures,
             crashes,
             steps,
+            open: Vec::new(),
             timer,
             reason,
             timers_armed,
@@ -140,6 +143,7 @@ impl Found {
             outcome,
             error,
         };
+        read_ledger(&mut run, ledger)?;
         let documents = Documents { input, params, metadata, output };
         Ok(Self { run, reserved_seq, commit_number, cancel_requested, documents })
     }
@@ -228,7 +232,12 @@ impl<'r> Columns<'r> {
     }
 
     fn usage(&mut self) -> Result<Usage, StoreError> {
-        Ok(Usage { input_tokens: self.number()?, output_tokens: self.number()?, estimated: self.take()? })
+        Ok(Usage {
+            input_tokens: self.number()?,
+            output_tokens: self.number()?,
+            estimated: self.take()?,
+            ..Usage::default()
+        })
     }
 
     pub(super) fn text<T>(&mut self, parse: fn(&str) -> Option<T>) -> Result<T, StoreError> {

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
         include_str!("schema_2_schedules.sql"),
         include_str!("schema_2_webhooks.sql"),
         include_str!("schema_2_shares.sql"),
+        include_str!("schema_2_ledger.sql"),
     ),
 ];
 

@@ -56,19 +56,19 @@ const IS_EXPIRED: &str = "SELECT 1 FROM runcast_runs WHERE id = $1 AND lease_unt
 const WRITE: &str = concat!(
     "WITH changed AS (UPDATE runcast_runs r SET ",
     set_state!(),
-    ", cancel_requested = false, node = $31::text, \
-     lease_until = clock_timestamp() + $32::bigint * interval '1 millisecond' FROM unnest(",
+    ", cancel_requested = false, node = $32::text, \
+     lease_until = clock_timestamp() + $33::bigint * interval '1 millisecond' FROM unnest(",
     batch_arrays!(),
     ") AS i(",
     batch_columns!(),
     ") WHERE r.id = i.id RETURNING i.*), ",
     insert_log!("changed"),
     ", disarmed AS (DELETE FROM runcast_timers t \
-     USING unnest($33::bigint[], $34::uuid[], $35::bigint[], $36::bigint[]) AS d(due_at, run_id, kind, number) \
+     USING unnest($34::bigint[], $35::uuid[], $36::bigint[], $37::bigint[]) AS d(due_at, run_id, kind, number) \
      WHERE t.due_at = d.due_at AND t.run_id = d.run_id AND t.kind = d.kind AND t.number = d.number), \
      armed AS (INSERT INTO runcast_timers (due_at, run_id, kind, number) \
-     SELECT * FROM unnest($37::bigint[], $38::uuid[], $39::bigint[], $40::bigint[])), ",
-    insert_deliveries!("$41", "$42", "$43", "$44", "$45", "$46"),
+     SELECT * FROM unnest($38::bigint[], $39::uuid[], $40::bigint[], $41::bigint[])), ",
+    insert_deliveries!("$42", "$43", "$44", "$45", "$46", "$47"),
     " SELECT id FROM changed"
 );
 
@@ -119,7 +119,7 @@ pub(super) fn decide(
     now: Timestamp,
     busy: bool,
 ) -> Result<Next, Box<(Found, Rejection)>> {
-    let context = Context { now, next_seq: found.reserved_seq + 1, busy };
+    let context = Context { now, next_seq: found.reserved_seq + 1, busy, spent: None };
     let decision = match found.run.decide(command, &context) {
         Ok(decision) => decision,
         Err(rejection) => return Err(Box::new((found, rejection))),

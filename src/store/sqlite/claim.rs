@@ -89,7 +89,7 @@ fn take(writer: &mut Writer, claim: &Claim, id: RunId) -> Result<Taken, StoreErr
     let found = load(conn, id)?.ok_or_else(|| StoreError::Corrupt(format!("run {id} has no specification")))?;
     let mut run = found.run;
     let (from, armed) = (run.status, Armed::of(&run));
-    let context = Context { now: claim.now, next_seq: found.reserved_seq + 1, busy: false };
+    let context = Context { now: claim.now, next_seq: found.reserved_seq + 1, busy: false, spent: None };
     let command = Command::Claim { node: claim.node.to_string() };
     let decision = run
         .decide(&command, &context)

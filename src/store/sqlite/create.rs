@@ -147,8 +147,8 @@ fn insert_run(conn: &Connection, run: &Run, place: Place) -> Result<bool, StoreE
         "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, rank, stride, concurrency_key, status, attempt, failures, \
          crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
          finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-         error_message, reserved_seq, commit_number, thread_id) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         error_message, reserved_seq, commit_number, ledger, thread_id) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (id) DO NOTHING",
     )?;
     let spec = &run.spec;

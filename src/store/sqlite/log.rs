@@ -109,19 +109,20 @@ pub(super) fn steps(conn: &Connection, id: RunId) -> Result<Vec<FoundStep>, Stor
     Ok(steps)
 }
 
-/// Copies the first `count` steps of run `from` to run `to`.
-pub(super) fn copy_steps(conn: &Connection, from: RunId, to: RunId, count: u32) -> Result<(), StoreError> {
-    let copied = conn
-        .prepare_cached(
-            "INSERT INTO steps (run_id, step, kind, name, input_tokens, output_tokens, estimated, result) \
+/// Copies the steps of run `from` up to number `last` to run `to`. Some numbers may be of no finished step.
+pub(super) fn copy_steps(conn: &Connection, from: RunId, to: RunId, last: u32) -> Result<(), StoreError> {
+    let there = conn
+        .prepare_cached("SELECT 1 FROM steps WHERE run_id = ? AND step = ?")?
+        .exists(params![from.as_bytes(), last])?;
+    if last > 0 && !there {
+        // Deleted since the caller has looked at it; it will find so when it looks again.
+        return Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")));
+    }
+    conn.prepare_cached(
+        "INSERT INTO steps (run_id, step, kind, name, input_tokens, output_tokens, estimated, result) \
              SELECT ?1, step, kind, name, input_tokens, output_tokens, estimated, result FROM steps \
              WHERE run_id = ?2 AND step <= ?3",
-        )?
-        .execute(params![to.as_bytes(), from.as_bytes(), count])?;
-    if copied == usize::try_from(count).unwrap_or(usize::MAX) {
-        Ok(())
-    } else {
-        // Deleted since the caller has looked at it; it will find so when it looks again.
-        Err(StoreError::Unavailable(format!("the finished steps of run {from} are gone")))
-    }
+    )?
+    .execute(params![to.as_bytes(), from.as_bytes(), last])?;
+    Ok(())
 }

@@ -7,9 +7,12 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Statement};
 
 use super::shares::Place;
 use crate::run::{
-    Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, ThreadId, Timer, Timestamp, Usage,
+    Budget, Input, Reason, Run, RunError, RunId, Spec, Status, StepKind, StepRecord, Tenant, ThreadId, Timer,
+    Timestamp, Usage,
 };
-use crate::store::spelling::{Documents, integer, on_disconnect, parse, step_kind, unreadable, unsigned};
+use crate::store::spelling::{
+    Documents, integer, ledger, on_disconnect, parse, read_ledger, step_kind, unreadable, unsigned,
+};
 use crate::store::{StoreError, Stored};
 
 /// The columns of a run that change, but for its status: an update of the status costs its indexes.
@@ -18,7 +21,7 @@ macro_rules! state_columns {
         "attempt = ?, failures = ?, crashes = ?, steps = ?, timer_due = ?, timer_id = ?, reason = ?, \
          timers_armed = ?, started_at = ?, attempt_started_at = ?, ran_ms = ?, finished_at = ?, checkpoint_seq = ?, \
          last_seq = ?, input_tokens = ?, output_tokens = ?, estimated = ?, outcome = ?, error_code = ?, \
-         error_message = ?, reserved_seq = ?, commit_number = ?"
+         error_message = ?, reserved_seq = ?, commit_number = ?, ledger = ?"
     };
 }
 pub(super) use state_columns;
@@ -27,7 +30,7 @@ pub(super) use state_columns;
 const LOAD: &str = "SELECT r.id, r.tenant, r.agent, r.agent_version, r.priority, r.created_at, r.status, r.attempt, \
     r.failures, r.crashes, r.steps, r.timer_due, r.timer_id, r.reason, r.timers_armed, r.started_at, \
     r.attempt_started_at, r.ran_ms, r.finished_at, r.checkpoint_seq, r.last_seq, r.input_tokens, r.output_tokens, \
-    r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, \
+    r.estimated, r.outcome, r.error_code, r.error_message, r.reserved_seq, r.commit_number, r.ledger, \
     s.input, s.params, s.metadata, s.ttl_at, s.timeout_ms, s.max_attempts, s.on_disconnect, s.retry_of, \
     s.correlation_id, r.thread_id, s.latest_due, r.concurrency_key, r.rank, r.stride, s.webhook, \
     CASE r.status WHEN 'completed' THEN (SELECT output FROM results WHERE run_id = r.id) END, \
@@ -69,6 +72,7 @@ impl Found {
         let usage = columns.usage()?;
         let (outcome, code, message) = (columns.take()?, columns.take()?, columns.take()?);
         let (reserved_seq, commit_number) = (columns.number()?, columns.number()?);
+        let ledger = columns.take::<Option<String>>()?;
         let (input, params, metadata) = (columns.take()?, columns.take()?, columns.take()?);
         let (ttl_at, timeout_ms, max_attempts) = (columns.optional_time()?, columns.number()?, columns.take()?);
         let on_disconnect = columns.text(on_disconnect)?;
@@ -98,17 +102,19 @@ impl Found {
             concurrency_key,
             correlation_id,
             webhook,
+            budget: Budget::NONE,
             created_at,
         };
         let timer = due.zip(timer_id).map(|(due, id)| Timer { due, id: unsigned(id) });
         let error = Option::zip(code, message).map(|(code, message)| RunError { code, message });
-        let run = Run {
+        let mut run = Run {
             spec: Arc::new(spec),
             status,
             attempt,
             failures,
             crashes,
             steps,
+            open: Vec::new(),
             timer,
             reason,
             timers_armed,
@@ -123,6 +129,7 @@ impl Found {
             outcome,
             error,
         };
+        read_ledger(&mut run, ledger.as_deref())?;
         let documents = Documents { input, params, metadata, output };
         Ok(Self { run, reserved_seq, commit_number, cancel_requested, documents, place })
     }
@@ -195,7 +202,12 @@ impl Columns<'_, '_> {
     }
 
     fn usage(&mut self) -> Result<Usage, StoreError> {
-        Ok(Usage { input_tokens: self.number()?, output_tokens: self.number()?, estimated: self.take()? })
+        Ok(Usage {
+            input_tokens: self.number()?,
+            output_tokens: self.number()?,
+            estimated: self.take()?,
+            ..Usage::default()
+        })
     }
 
     fn text<T>(&mut self, parse: fn(&str) -> Option<T>) -> Result<T, StoreError> {
@@ -256,7 +268,8 @@ impl<'a, 'c> Binder<'a, 'c> {
         self.bind(run.error.as_ref().map(|error| &error.code))?;
         self.bind(run.error.as_ref().map(|error| &error.message))?;
         self.bind(integer(reserved_seq))?;
-        self.bind(integer(commit_number))
+        self.bind(integer(commit_number))?;
+        self.bind(ledger(run))
     }
 
     /// Executes the statement; returns how many rows it changed.

@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
         include_str!("schema_3_schedules.sql"),
         include_str!("schema_3_webhooks.sql"),
         include_str!("schema_3_shares.sql"),
+        include_str!("schema_3_ledger.sql"),
     ),
 ];
 

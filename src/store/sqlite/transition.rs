@@ -148,7 +148,7 @@ fn decide(writer: &mut Writer, found: Found, command: &Command, now: Timestamp) 
         Some(thread) => threads::busy(writer.conn(), thread, found.run.spec.id)?,
         None => false,
     };
-    let context = Context { now, next_seq: found.reserved_seq + 1, busy };
+    let context = Context { now, next_seq: found.reserved_seq + 1, busy, spent: None };
     let decision = match found.run.decide(command, &context) {
         Ok(decision) => decision,
         Err(rejection) => return Ok(Outcome::Rejected(Box::new(found), rejection)),

@@ -4,8 +4,10 @@ use serde_json::json;
 
 use super::Harness;
 use super::kit::*;
-use crate::run::{Command, Event, Retry, RunError, Status};
-use crate::store::{Committed, TimerKey, TimerKind, Transition};
+use crate::run::{
+    Budget, Command, Event, Kept, OpenStep, Retry, Run, RunError, Segment, Spec, Status, StepKind, Usage,
+};
+use crate::store::{Commit, Committed, Created, NewRun, Share, TimerKey, TimerKind, Transition};
 
 pub(crate) async fn commits_are_written_in_order(harness: &mut dyn Harness) {
     let store = harness.store();
@@ -190,4 +192,57 @@ pub(crate) async fn a_released_run_can_be_claimed_at_once(harness: &mut dyn Harn
     assert_eq!((again.run.attempt, again.run.failures, again.run.crashes), (2, 0, 0));
     let numbers: Vec<_> = log(&*store, id(1)).await.into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+}
+
+/// The command that begins a step of the first attempt.
+fn begin(step: u32) -> Command {
+    let reserved = Usage { input_tokens: 40, output_tokens: 60, cost_micros: 900, estimated: true };
+    let (name, call_id) = ("mail \"x\"".to_owned(), Some(format!("call-{step}")));
+    Command::BeginStep(OpenStep { step, kind: StepKind::Tool, name, call_id, attempt: 1, reserved })
+}
+
+pub(crate) async fn what_is_open_is_kept_and_charged_when_it_is_lost(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let budget = Budget { tokens: Some(1_000), cost_micros: Some(u64::MAX), steps: Some(5), time_ms: None };
+    create(&*store, Spec { budget, ..spec(1) }).await;
+    let mut owner = Owner::next(&*store).await;
+    assert_eq!(owner.run.spec.budget, budget);
+    let begun = owner.decide(&begin(1));
+    commit(&*store, begun).await;
+    assert_eq!(get(&*store, id(1)).await.run, owner.run);
+    assert_eq!(owner.run.open.len(), 1);
+    done(store.give_up(id(1), 1, now()).await.unwrap());
+    let again = Owner::next(&*store).await.run;
+    let charged = Usage { input_tokens: 40, output_tokens: 60, cost_micros: 900, estimated: true };
+    assert_eq!((again.usage, again.spec.budget), (charged, budget));
+    let open = OpenStep { reserved: Usage::default(), ..owner.run.open[0].clone() };
+    assert_eq!(again.open, [open], "the next attempt knows what was cut off");
+    assert_eq!(get(&*store, id(1)).await.run, again);
+}
+
+pub(crate) async fn a_retry_knows_what_was_cut_off(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let mut owner = Owner::of_new(&*store, 1).await;
+    for command in [begin(1), begin(2), begin(3)] {
+        let begun = owner.decide(&command);
+        commit(&*store, begun).await;
+    }
+    // The second of three at once is still under way when the run fails.
+    for step in [3, 1] {
+        let record = step_record(step);
+        let finish = Command::FinishStep { attempt: 1, step, usage: record.usage };
+        let finished = Commit { step: Some(record), ..owner.decide(&finish) };
+        commit(&*store, finished).await;
+    }
+    let failed = owner.fail(Retry::Never);
+    commit(&*store, failed).await;
+    let kept = get(&*store, id(1)).await.run.kept();
+    assert_eq!((kept.steps, kept.cut_off.len(), kept.cut_off[0].step), (3, 1, 2));
+    let (run, decision) = Run::create(Spec { retry_of: Some(id(1)), ..spec(2) }, None, Kept::clone(&kept));
+    let segment = Segment::encode(1, &decision.events, now());
+    let retry = NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() };
+    assert_eq!(store.create(retry).await.unwrap(), Created::New);
+    let claimed = claim(&*store, 1).await.pop().unwrap();
+    assert_eq!(claimed.steps, [step_record(1), step_record(3)]);
+    assert_eq!(claimed.run.open, kept.cut_off);
 }

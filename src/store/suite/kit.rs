@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::run::{
-    Command, Context, Event, Failure, Input, OnDisconnect, Retry, Run, RunError, RunId, Segment, Spec, Status,
+    Command, Context, Event, Failure, Input, Kept, OnDisconnect, Retry, Run, RunError, RunId, Segment, Spec, Status,
     StepKind, StepRecord, Tenant, Timestamp, Usage,
 };
 use crate::store::{
@@ -21,7 +21,7 @@ pub(crate) const RESERVE: u64 = 100;
 pub(crate) const LEASE: Duration = Duration::from_secs(600);
 
 /// What the runs of the cases have used when they end.
-pub(crate) const USED: Usage = Usage { input_tokens: 7, output_tokens: 5, estimated: true };
+pub(crate) const USED: Usage = Usage { input_tokens: 7, output_tokens: 5, estimated: true, cost_micros: 0 };
 
 pub(crate) fn seconds(seconds: i64) -> Timestamp {
     Timestamp::from_millis(seconds * 1_000)
@@ -61,12 +61,13 @@ pub(crate) fn spec(number: u64) -> Spec {
         concurrency_key: None,
         correlation_id: None,
         webhook: None,
+        budget: crate::run::Budget::NONE,
         created_at: now(),
     }
 }
 
 pub(crate) fn new_run(spec: Spec, due: Option<Timestamp>, steps_kept: u32) -> NewRun {
-    let (run, decision) = Run::create(spec, due, steps_kept);
+    let (run, decision) = Run::create(spec, due, Kept { steps: steps_kept, ..Kept::default() });
     let segment = Segment::encode(1, &decision.events, run.spec.created_at);
     NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() }
 }
@@ -185,7 +186,7 @@ impl Owner {
 
     /// The commit of what `command` leads to.
     pub(crate) fn decide(&mut self, command: &Command) -> Commit {
-        let context = Context { now: now(), next_seq: self.run.last_seq + 1, busy: false };
+        let context = Context { now: now(), next_seq: self.run.last_seq + 1, busy: false, spent: None };
         let decision = self.run.decide(command, &context).expect("the machine accepts the command");
         self.events(&decision.events, context.now)
     }

@@ -212,7 +212,7 @@ async fn ended(store: &dyn Store, number: u64, status: Status, at: Timestamp) {
             } else {
                 Command::Complete { attempt, output: json!("done"), outcome: "finished".into(), usage }
             };
-            let context = crate::run::Context { now: at, next_seq: owner.run.last_seq + 1, busy: false };
+            let context = crate::run::Context { now: at, next_seq: owner.run.last_seq + 1, busy: false, spent: None };
             let decision = owner.run.decide(&command, &context).unwrap();
             let end = owner.events(&decision.events, at);
             commit(store, end).await;

@@ -425,7 +425,7 @@ pub(crate) async fn a_retry_takes_its_messages_over(harness: &mut impl Harness) 
     say(store, thread, 2, OnBusy::Enqueue).await;
     complete(store, Owner::next(store).await).await;
     let mut retry = message(thread, 3, OnBusy::Enqueue);
-    retry.ask.occasion = Occasion::Retry { of: id(1), steps_kept: 1 };
+    retry.ask.occasion = Occasion::Retry { of: id(1), kept: crate::run::Kept { steps: 1, ..Default::default() } };
     retry.ask.newcomer.spec.retry_of = Some(id(1));
     retry.ask.newcomer.messages.clear();
     assert_eq!(done(store.admit(retry).await.unwrap()).how, How::Created(id(3)));
@@ -440,7 +440,7 @@ pub(crate) async fn a_retry_takes_its_messages_over(harness: &mut impl Harness) 
     let mut owner = Owner::from(claimed);
     followed(store.commit(last(owner.fail(Retry::Never), "")).await.unwrap());
     let mut again = message(thread, 4, OnBusy::Enqueue);
-    again.ask.occasion = Occasion::Retry { of: id(1), steps_kept: 1 };
+    again.ask.occasion = Occasion::Retry { of: id(1), kept: crate::run::Kept { steps: 1, ..Default::default() } };
     again.ask.newcomer.spec.retry_of = Some(id(1));
     again.ask.newcomer.messages.clear();
     assert_eq!(done(store.admit(again).await.unwrap()).how, How::Created(id(4)));

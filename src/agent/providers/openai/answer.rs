@@ -253,6 +253,7 @@ impl Completion {
                 input_tokens: prompt_tokens.unwrap_or(0),
                 output_tokens: completion_tokens.unwrap_or(0),
                 estimated: false,
+                ..Usage::default()
             }));
         }
         pieces

@@ -28,7 +28,7 @@ pub(super) fn recorded_pieces() -> Vec<Piece> {
         Piece::Text("Grüße, ".to_owned()),
         Piece::Text("世界 🦀".to_owned()),
         Piece::Finish("stop".into()),
-        Piece::Usage(Usage { input_tokens: 11, output_tokens: 5, estimated: false }),
+        Piece::Usage(Usage { input_tokens: 11, output_tokens: 5, estimated: false, cost_micros: 0 }),
     ]
 }
 
@@ -194,7 +194,7 @@ async fn a_slow_reader_is_not_the_providers_silence() {
 fn an_answer_that_is_not_streamed_is_taken_when_it_is_a_completion() {
     let json = r#"{"object":"chat.completion","choices":[{"message":{"role":"assistant","content":"Hi"},
         "finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":1}}"#;
-    let usage = Usage { input_tokens: 2, output_tokens: 1, estimated: false };
+    let usage = Usage { input_tokens: 2, output_tokens: 1, estimated: false, cost_micros: 0 };
     let pieces = vec![Piece::Text("Hi".to_owned()), Piece::Finish("stop".into()), Piece::Usage(usage)];
     assert_eq!(whole(json.as_bytes(), &who()), Ok(pieces));
     for bad in ["", "{}", "<html>", r#"{"choices":[]}"#, r#"{"object":"list","data":[]}"#] {
