@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions, ChannelFlowOptions,
+    QueueDeclareOptions,
+};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, Channel, Consumer};
@@ -112,10 +115,20 @@ impl Source for AmqpQueue {
         Err(failure.into())
     }
 
+    /// What was acknowledged is gone when this returns, unless RabbitMQ takes longer than the time limit.
+    ///
+    /// A channel has some 30 acknowledgements on their way to a quorum queue at a time. It keeps the rest back until
+    /// the queue answers, and forgets them when it is closed. So the subscription ends first, which the channel asks
+    /// the queue for and waits: behind what is on its way, and with the queue's answers the rest follows.
     async fn close(self: Box<Self>) {
-        if let Some((channel, _)) = &self.open {
-            // Behind the last acknowledgements: when it is answered they have arrived.
-            drop(timeout(self.link.limit, channel.close(200, "done".into())).await);
+        if let Some((channel, consumer)) = &self.open {
+            let closed = async {
+                channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                // It has no effect, and is answered when the channel has done all that came before.
+                channel.channel_flow(ChannelFlowOptions { active: true }).await?;
+                channel.close(200, "done".into()).await
+            };
+            drop(timeout(self.link.limit, closed).await);
         }
         self.link.stop();
     }

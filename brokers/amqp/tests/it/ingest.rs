@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -103,22 +104,28 @@ async fn a_missing_queue_is_declared_and_its_messages_come_in_order_and_go_when_
         message.done().await.unwrap();
     }
     soon("close", source.close()).await;
-    // Among other tests some were seen to stay after the close; why is not known, perhaps the last acknowledgements get
-    // lost with their channel. What is not acknowledged comes again, as promised, and has to go then.
-    soon("all have gone", async {
-        let mut comes_again = true;
-        while comes_again {
-            comes_again = false;
-            let mut again = open(server.port);
-            while let Ok(message) = timeout(Duration::from_secs(3), again.next()).await {
-                message.unwrap().done().await.unwrap();
-                comes_again = true;
-            }
-            again.close().await;
-        }
-    })
-    .await;
     assert_empty(&server).await;
+}
+
+#[tokio::test]
+async fn what_is_done_by_the_hundred_right_before_the_close_does_not_come_again() {
+    let Some(server) = Server::start(None).await else { return };
+    let mut source = open(server.port);
+    assert!(timeout(Duration::from_secs(3), source.next()).await.is_err());
+    push(&channel(&server).await, numbers(128)).await;
+    let mut taken = Vec::new();
+    while taken.len() < 100 {
+        taken.push(next(&mut source).await);
+    }
+    // More than RabbitMQ has under way at a time.
+    for done in join_all(taken.into_iter().map(Message::done)).await {
+        done.unwrap();
+    }
+    soon("close", source.close()).await;
+    let mut other = open(server.port);
+    for number in 100..128 {
+        assert_eq!(text(&next(&mut other).await), number.to_string());
+    }
 }
 
 #[tokio::test]
