@@ -1,5 +1,14 @@
 //! What models can have done: one file a kind of tool, all behind [`Tool`].
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `calling.rs` | [`Declared::make`], the one way in which a tool is called |
 
+mod calling;
+#[cfg(test)]
+mod kit;
+
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +17,8 @@ use serde_json::Value;
 
 use super::providers::ToolCard;
 use super::{RunContext, Stopped};
+
+pub use calling::Outcome;
 
 /// Something that a model can have done. Dropping a call ends whatever it has begun: sockets are closed, processes are
 /// killed with all that they have started.
@@ -128,13 +139,34 @@ impl CutOff {
     }
 }
 
-/// A tool with the way in which an agent uses it.
+impl fmt::Display for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A tool with the way in which an agent uses it. Cheap to clone.
 #[derive(Clone)]
 pub struct Declared {
     /// The tool.
     pub tool: Arc<dyn Tool>,
     /// How it is used.
     pub policy: Policy,
+    /// What its arguments are checked against, made once.
+    schema: Arc<jsonschema::Validator>,
+}
+
+impl Declared {
+    /// `tool`, used as `policy` says.
+    ///
+    /// # Errors
+    /// Its card's parameters are no JSON Schema, or one that refers to something outside of itself; says what is wrong.
+    pub fn new(tool: Arc<dyn Tool>, policy: Policy) -> Result<Self, String> {
+        let card = tool.card();
+        let schema = jsonschema::validator_for(&card.parameters)
+            .map_err(|error| format!("tool {}: parameters are not a JSON Schema: {error}", card.name))?;
+        Ok(Self { tool, policy, schema: Arc::new(schema) })
+    }
 }
 
 /// Tools that may change while agents use them: those of an MCP server. Asked before each model call.
