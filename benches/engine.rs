@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use runcast::clock::{Clock, SystemClock};
-use runcast::run::{Command, Context, Event, Input, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
+use runcast::run::{Command, Context, Event, Input, Kept, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
 use runcast::store::sqlite::{SqliteOptions, SqliteStore};
 use runcast::store::{Claim, Commit, NewRun, RunStore, Share};
 
@@ -30,6 +30,7 @@ fn spec() -> Spec {
         concurrency_key: None,
         correlation_id: None,
         webhook: None,
+        budget: runcast::run::Budget::NONE,
         created_at: SystemClock.now(),
     }
 }
@@ -45,7 +46,7 @@ fn complete() -> Command {
 fn decided(run: &mut Run, command: &Command) -> Segment {
     let now = SystemClock.now();
     let first = run.last_seq + 1;
-    let decision = run.decide(command, &Context { now, next_seq: first, busy: false }).expect("the command applies");
+    let decision = run.decide(command, &Context { now, next_seq: first, busy: false, spent: None }).expect("the command applies");
     for (event, seq) in decision.events.iter().zip(first..) {
         run.apply(event, seq, now);
     }
@@ -56,7 +57,7 @@ fn machine(criterion: &mut Criterion) {
     criterion.bench_function("machine: create, claim, complete", |bencher| {
         let spec = spec();
         bencher.iter(|| {
-            let (mut run, _) = Run::create(spec.clone(), None, 0);
+            let (mut run, _) = Run::create(spec.clone(), None, Kept::default());
             black_box(decided(&mut run, &Command::Claim { node: "n".to_owned() }));
             black_box(decided(&mut run, &complete()));
         });
@@ -93,7 +94,7 @@ fn store(criterion: &mut Criterion) {
 }
 
 async fn whole_run(store: Arc<dyn RunStore>) {
-    let (run, decision) = Run::create(spec(), None, 0);
+    let (run, decision) = Run::create(spec(), None, Kept::default());
     let segment = Segment::encode(1, &decision.events, run.spec.created_at);
     store
         .create(NewRun { run, segment, key: None, max_waiting: u64::MAX, share: Share::default() })

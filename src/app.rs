@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::model::{ModelAgent, ModelAgentOptions};
-use crate::agent::providers::Provider;
-use crate::agent::providers::openai::{InvalidProvider, OpenAi, OpenAiOptions};
+use crate::agent::providers::http::{HttpProvider, InvalidProvider, ProviderOptions};
+use crate::agent::providers::{Provider, Timeouts};
 use crate::agent::scripted::ScriptedAgent;
 use crate::agent::{Agent, AgentCard, Agents, Manners};
 use crate::api::{self, Access, ApiKey, ApiSettings, ApiState, ModelCard};
@@ -442,16 +442,22 @@ fn all_ingest(config: &Config, agents: &Agents, node: &str) -> Result<Vec<Ingest
 }
 
 fn build_provider(name: &str, settings: &config::Provider) -> Result<Arc<dyn Provider>, InvalidProvider> {
-    match settings.protocol {
-        Protocol::OpenAi => Ok(Arc::new(OpenAi::new(OpenAiOptions {
-            name: name.to_owned(),
-            base_url: settings.base_url.clone(),
-            api_key: settings.api_key.clone(),
-            connect_timeout: settings.connect_timeout,
-            first_token_timeout: settings.first_token_timeout,
-            idle_timeout: settings.idle_timeout,
-        })?)),
-    }
+    let options = ProviderOptions {
+        name: name.to_owned(),
+        base_url: settings.base_url.clone(),
+        api_key: settings.api_key.clone(),
+        timeouts: Timeouts {
+            connect: settings.connect_timeout,
+            first_token: settings.first_token_timeout,
+            idle: settings.idle_timeout,
+            total: settings.total_timeout,
+        },
+        prices: BTreeMap::new(),
+    };
+    let provider = match settings.protocol {
+        Protocol::OpenAi => HttpProvider::openai(options)?,
+    };
+    Ok(Arc::new(provider))
 }
 
 /// The model of the agent `assistant`, which is there as soon as the environment names a provider.

@@ -42,6 +42,15 @@ impl Seen {
     pub(crate) fn kinds(&self) -> Vec<&'static str> {
         self.events.lock().iter().map(Event::kind).collect()
     }
+
+    /// What tools said while they worked, in lines.
+    pub(crate) fn output(&self) -> String {
+        let text = |event: &Event| match event.kind() {
+            "tool.output" => Some(serde_json::to_value(event).unwrap()["text"].as_str()?.to_owned() + "\n"),
+            _ => None,
+        };
+        self.events.lock().iter().filter_map(text).collect()
+    }
 }
 
 impl Sink for Seen {

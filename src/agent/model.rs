@@ -117,7 +117,8 @@ impl ModelAgent {
                     context.reasoning(more).await?;
                 }
                 Piece::Finish(reason) => finish = Some(reason.as_str().to_owned()),
-                Piece::Call(_) | Piece::Echo(_) => {}
+                Piece::Restart { .. } => (text, thought) = (String::new(), 0),
+                Piece::Model { .. } | Piece::Call(_) | Piece::Echo(_) => {}
                 Piece::Usage(counted) => usage = Some(counted),
             }
         }

@@ -389,6 +389,9 @@ section! {
         /// How long it may be silent between two tokens, before the connection counts as dead and the attempt as
         /// failed.
         pub idle_timeout: Duration = MINUTE => Span(ms(100), HOUR);
+        /// How long a whole answer may take, from the request to its end. Long answers of slow models take minutes; one
+        /// that goes round in circles has to end.
+        pub total_timeout: Duration = s(1_800) => Span(ms(100), DAY);
     }
 }
 

@@ -1,8 +1,21 @@
-//! What stands behind a model: one folder or file a provider protocol, all behind [`Provider`].
+//! What stands behind a model: one file a provider protocol, all behind [`Provider`].
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `http.rs` | the connection, the requests and their limits, whatever the protocol |
+//! | `answer.rs` | from the bytes of an answer to its pieces, with the bounds of time and size |
+//! | `asked.rs` | what the protocols share in how a chat is asked |
+//! | `faults.rs` | what goes wrong, in stable codes, without the key |
+//! | `openai.rs` | a protocol: how a chat is asked, and how its answer is understood |
 
-pub mod openai;
+mod answer;
+mod asked;
+mod faults;
+pub mod http;
+mod openai;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -11,6 +24,28 @@ use serde_json::Value;
 
 use super::AgentError;
 use crate::run::{Message, Usage};
+
+/// How long a provider's answers may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Bounds the time to connect, TLS included.
+    pub connect: Duration,
+    /// Bounds the time from the call to the first token, connecting included.
+    pub first_token: Duration,
+    /// Bounds the silence between two tokens.
+    pub idle: Duration,
+    /// Bounds the whole call.
+    pub total: Duration,
+}
+
+/// What a model costs, in millionths of the currency unit for a million tokens. The currency is the operator's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Price {
+    /// Of a million tokens that it reads.
+    pub input: u64,
+    /// Of a million tokens that it writes.
+    pub output: u64,
+}
 
 /// Something that answers chats. Dropping a call, or its answer, closes its connection at once.
 #[async_trait]
@@ -96,11 +131,23 @@ pub type Pieces = BoxStream<'static, Result<Piece, AgentError>>;
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
+    /// Which model answers: the first piece of every answer, and the first after each restart.
+    Model {
+        /// As `provider/model`, `auto` being resolved.
+        name: String,
+        /// What it costs, where the configuration says.
+        price: Option<Price>,
+    },
+    /// Everything that was said so far is void: the answer begins anew, from another model.
+    Restart {
+        /// Why, for people.
+        reason: String,
+    },
     /// Text that follows.
     Text(String),
     /// What the model thinks aloud.
     Reasoning(String),
-    /// A call, whole.
+    /// A call, whole. Some servers have the arguments of a call cut where the answer reached its most tokens.
     Call(ToolCall),
     /// What the provider wants to be shown again, as it is, together with the calls of this answer: signatures of
     /// thoughts and the like. Understood by the protocol that it comes from alone. At most one an answer.
@@ -152,3 +199,6 @@ impl From<&str> for Finish {
         }
     }
 }
+
+#[cfg(test)]
+mod suite;

@@ -1,37 +1,25 @@
-//! The chat completions of OpenAI, which most providers and local servers speak too.
-//!
-//! | file | owns |
-//! | --- | --- |
-//! | `mod.rs` | the connection and the requests |
-//! | `answer.rs` | from the bytes of an answer to its pieces, with the bounds of time and size |
-//! | `faults.rs` | what goes wrong, in stable codes, without the key |
+//! A provider that is asked over HTTP, whatever its protocol: the connection, the limits, and what is refused.
 
-mod answer;
-#[cfg(test)]
-mod answer_tests;
-mod faults;
-#[cfg(test)]
-mod tests;
-
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
-use self::answer::Answer;
-use self::faults::Who;
-use super::{Chat, Pieces, Provider, Turn};
+use super::answer::{self, Answer, Decoder};
+use super::asked::{Request, Unfit};
+use super::faults::{self, Who};
+use super::{Chat, Piece, Pieces, Price, Provider, Timeouts};
 use crate::agent::AgentError;
-use crate::run::Message;
 
 /// Stands for the first model that the provider lists.
-const AUTO: &str = "auto";
+pub const AUTO: &str = "auto";
 
 /// The most bytes of an answer that is not streamed, and of a list of models.
 const MAX_BODY: usize = answer::MAX_TEXT;
@@ -46,21 +34,19 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// 5 s; a request sent into a connection that is being closed would cost an attempt, a new one costs less.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// What an [`OpenAi`] is made of.
+/// What an [`HttpProvider`] is made of.
 #[derive(Debug, Clone)]
-pub struct OpenAiOptions {
+pub struct ProviderOptions {
     /// The provider's name, as agents write it before the slash of their model.
     pub name: String,
-    /// What stands before `/chat/completions`; an http or https URL without user and query.
+    /// What stands before the paths of its protocol; an http or https URL without user and query.
     pub base_url: String,
-    /// Sent as a bearer token; without one, requests carry none.
+    /// Sent in the header of the protocol, never in a URL; without one, requests carry none.
     pub api_key: Option<SecretString>,
-    /// Bounds the time to connect, TLS included.
-    pub connect_timeout: Duration,
-    /// Bounds the time from the request to the first token, connecting included.
-    pub first_token_timeout: Duration,
-    /// Bounds the silence between two tokens.
-    pub idle_timeout: Duration,
+    /// How long its answers may take.
+    pub timeouts: Timeouts,
+    /// What its models cost.
+    pub prices: BTreeMap<String, Price>,
 }
 
 /// Options that no provider can be made of. Never contains the key.
@@ -68,49 +54,73 @@ pub struct OpenAiOptions {
 #[error("{0}")]
 pub struct InvalidProvider(String);
 
-/// A provider that speaks the protocol of OpenAI.
+/// A protocol: how a chat is asked, and how its answer is understood.
+pub(super) trait Protocol: fmt::Debug + Send + Sync {
+    /// The header that carries the key.
+    fn key(&self, key: &str) -> (HeaderName, String);
+
+    /// What every request carries besides.
+    fn headers(&self) -> HeaderMap {
+        HeaderMap::new()
+    }
+
+    /// The models in a list of models; `None` when it is none.
+    fn models(&self, list: &[u8]) -> Option<Vec<String>>;
+
+    /// The request for an answer of `model`, to be streamed.
+    fn ask(&self, chat: &Chat, model: &str) -> Result<Request, Unfit>;
+
+    /// What understands one answer.
+    fn decoder(&self) -> Box<dyn Decoder>;
+}
+
+/// A provider that is asked over HTTP.
 ///
-/// The model `auto` is the first that `GET /models` lists, asked for once; for local servers, which mostly
-/// have one.
+/// The model `auto` is the first that its list of models has, asked for once; for local servers, which mostly have
+/// one.
 #[derive(Debug)]
-pub struct OpenAi {
+pub struct HttpProvider {
+    protocol: Box<dyn Protocol>,
     client: Client,
     base_url: String,
     headers: HeaderMap,
     who: Arc<Who>,
-    first_token_timeout: Duration,
-    idle_timeout: Duration,
-    /// OpenAI itself, whose newer models refuse `max_tokens`, whereas many others know nothing else.
-    genuine: bool,
+    timeouts: Timeouts,
+    prices: BTreeMap<String, Price>,
     first_model: OnceLock<String>,
 }
 
-impl OpenAi {
+impl HttpProvider {
     /// Makes a provider; connects to nothing yet. For https the process has to have installed a rustls crypto
     /// provider before, and the machine has to have CA certificates.
-    pub fn new(options: OpenAiOptions) -> Result<Self, InvalidProvider> {
-        let OpenAiOptions { name, base_url, api_key, connect_timeout, first_token_timeout, idle_timeout } = options;
+    pub(super) fn new<P: Protocol + 'static>(
+        options: ProviderOptions,
+        protocol: impl FnOnce(&Url) -> P,
+    ) -> Result<Self, InvalidProvider> {
+        let ProviderOptions { name, base_url, api_key, timeouts, prices } = options;
         let url = Url::parse(&base_url).map_err(|error| InvalidProvider(format!("base_url is not a URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(InvalidProvider("base_url is neither http nor https".to_owned()));
         }
-        let mut headers = HeaderMap::new();
+        let protocol = protocol(&url);
+        let mut headers = protocol.headers();
         if let Some(key) = &api_key {
-            let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
+            let (header, text) = protocol.key(key.expose_secret());
+            let mut value = HeaderValue::try_from(text)
                 .map_err(|_| InvalidProvider("api_key has characters that no HTTP header can carry".to_owned()))?;
-            bearer.set_sensitive(true);
-            headers.insert(AUTHORIZATION, bearer);
+            value.set_sensitive(true);
+            headers.insert(header, value);
         }
-        let client = client(url.scheme() == "https", connect_timeout)
+        let client = client(url.scheme() == "https", timeouts.connect)
             .map_err(|error| InvalidProvider(format!("cannot make an HTTP client: {}", faults::root(&error))))?;
         Ok(Self {
+            protocol: Box::new(protocol),
             client,
             base_url: base_url.trim_end_matches('/').to_owned(),
             headers,
-            genuine: url.host_str() == Some("api.openai.com"),
             who: Arc::new(Who::new(name, url.origin().ascii_serialization(), api_key)),
-            first_token_timeout,
-            idle_timeout,
+            timeouts,
+            prices,
             first_model: OnceLock::new(),
         })
     }
@@ -120,8 +130,14 @@ impl OpenAi {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => Err(self.who.unreachable(&error)),
             Ok(Err(error)) => Err(self.who.cut(faults::root(&error))),
-            Err(_) => Err(self.who.no_first_token(self.first_token_timeout)),
+            Err(_) => Err(self.late()),
         }
+    }
+
+    /// Nothing came before the first token was due.
+    fn late(&self) -> AgentError {
+        let Timeouts { first_token, total, .. } = self.timeouts;
+        if total < first_token { self.who.too_long(total) } else { self.who.no_first_token(first_token) }
     }
 
     /// Reads a body up to `limit` bytes; the flag says that there was more.
@@ -143,7 +159,7 @@ impl OpenAi {
                     }
                 }
                 Ok(Err(error)) => return Err(self.who.cut(faults::root(&error))),
-                Err(_) => return Err(self.who.no_first_token(self.first_token_timeout)),
+                Err(_) => return Err(self.late()),
             }
         }
     }
@@ -165,14 +181,13 @@ impl OpenAi {
 
     /// The model to ask for. Calls that come together may each ask the provider: a lock would let one slow
     /// answer delay them all.
-    async fn model(&self, asked: &str) -> Result<String, AgentError> {
+    async fn model(&self, asked: &str, deadline: Instant) -> Result<String, AgentError> {
         if asked != AUTO {
             return Ok(asked.to_owned());
         }
         if let Some(model) = self.first_model.get() {
             return Ok(model.clone());
         }
-        let deadline = Instant::now() + self.first_token_timeout;
         let mut response = self.send(self.client.get(format!("{}/models", self.base_url)), deadline).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Err(self.who.no_models());
@@ -181,44 +196,38 @@ impl OpenAi {
             return Err(self.refused(response, AUTO).await);
         }
         let body = self.whole(&mut response, deadline).await?;
-        let list: Models =
-            serde_json::from_slice(&body).map_err(|_| self.who.bad_answer("its list of models is not one"))?;
-        let first = list.data.into_iter().next().ok_or_else(|| self.who.no_models())?;
-        Ok(self.first_model.get_or_init(|| first.id).clone())
+        let models = self.protocol.models(&body).ok_or_else(|| self.who.bad_answer("its list of models is not one"))?;
+        let first = models.into_iter().next().ok_or_else(|| self.who.no_models())?;
+        Ok(self.first_model.get_or_init(|| first).clone())
     }
 }
 
 #[async_trait]
-impl Provider for OpenAi {
+impl Provider for HttpProvider {
     fn name(&self) -> &str {
         self.who.name()
     }
 
     async fn chat(&self, chat: Chat) -> Result<Pieces, AgentError> {
-        let model = self.model(&chat.model).await?;
-        let body = Body {
-            model: &model,
-            messages: said(&chat.turns),
-            stream: true,
-            stream_options: StreamOptions { include_usage: true },
-            temperature: chat.temperature,
-            max_tokens: chat.max_tokens.filter(|_| !self.genuine),
-            max_completion_tokens: chat.max_tokens.filter(|_| self.genuine),
-        };
-        let deadline = Instant::now() + self.first_token_timeout;
-        let request = self.client.post(format!("{}/chat/completions", self.base_url));
+        let asked = Instant::now();
+        let deadline = asked + self.timeouts.first_token.min(self.timeouts.total);
+        let model = self.model(&chat.model, deadline).await?;
+        let Request { path, body } = self.protocol.ask(&chat, &model).map_err(|unfit| self.who.unfit(&unfit))?;
+        let request = self.client.post(format!("{}{path}", self.base_url));
         let mut response = self.send(request.header(ACCEPT, russe::MEDIA_TYPE_STR).json(&body), deadline).await?;
         if !response.status().is_success() {
             return Err(self.refused(response, &model).await);
         }
+        let price = self.prices.get(&model).copied();
+        let first = Piece::Model { name: format!("{}/{model}", self.name()), price };
+        let decoder = self.protocol.decoder();
         if is_event_stream(response.headers()) {
-            let who = self.who.clone();
             let body = response.bytes_stream().map_err(|error| faults::root(&error)).boxed();
-            return Ok(Answer::new(body, who, self.first_token_timeout, deadline, self.idle_timeout).pieces());
+            return Ok(Answer::new(body, decoder, first, self.who.clone(), self.timeouts, asked).pieces());
         }
         // Some servers and proxies do not stream whatever they are asked.
         let body = self.whole(&mut response, deadline).await?;
-        Ok(stream::iter(answer::whole(&body, &self.who)?.into_iter().map(Ok)).boxed())
+        Ok(stream::iter(answer::whole(&body, decoder, first, &self.who)?.into_iter().map(Ok)).boxed())
     }
 }
 
@@ -239,44 +248,7 @@ fn client(tls: bool, connect_timeout: Duration) -> reqwest::Result<Client> {
     if tls { builder.build() } else { builder.tls_certs_only([]).build() }
 }
 
-fn said(turns: &[Turn]) -> Vec<&Message> {
-    let said = turns.iter().filter_map(|turn| match turn {
-        Turn::Said(message) => Some(message),
-        Turn::Called { .. } | Turn::Returned { .. } => None,
-    });
-    said.collect()
-}
-
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(russe::MEDIA_TYPE_STR)
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    model: &'a str,
-    messages: Vec<&'a Message>,
-    stream: bool,
-    stream_options: StreamOptions,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_completion_tokens: Option<u32>,
-}
-
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    id: String,
 }

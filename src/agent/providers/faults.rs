@@ -8,12 +8,48 @@ use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use super::asked::Unfit;
 use crate::agent::AgentError;
 use crate::clock::{Clock, SystemClock};
 use crate::run::Timestamp;
 
 /// The most characters of a provider's own words that a message shows.
 const MAX_SAID: usize = 500;
+
+/// What a decoder does not take for a part of an answer.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It cannot be understood. Quotes nothing of what was sent.
+    Bad(String),
+    /// The provider reports an error where an answer should be.
+    Reported(Value),
+}
+
+impl Fault {
+    pub(super) fn bad(why: &str) -> Self {
+        Self::Bad(why.to_owned())
+    }
+
+    /// JSON that is not the one of `what`. The text of the error may quote what was sent; the place has to do.
+    pub(super) fn unlike(what: &str, error: &serde_json::Error) -> Self {
+        Self::Bad(format!("not the JSON of {what}, at line {} column {}", error.line(), error.column()))
+    }
+}
+
+/// The words for errors that would happen again, in the `type` or `code` of an error that comes within an answer.
+const PERMANENT: [&str; 7] = [
+    "authentication_error",
+    "billing_error",
+    "invalid_prompt",
+    "invalid_request_error",
+    "not_found_error",
+    "permission_error",
+    "request_too_large",
+];
+
+/// Where the keys of the built-in providers come from, beside the configuration.
+const VARIABLES: [(&str, &str); 3] =
+    [("anthropic", "ANTHROPIC_API_KEY"), ("gemini", "GEMINI_API_KEY"), ("openai", "OPENAI_API_KEY")];
 
 /// The provider, as errors speak of it.
 #[derive(Debug)]
@@ -47,6 +83,11 @@ impl Who {
         self.transient("provider_timeout", &format!("stopped in the middle of its answer for idle_timeout, {limit}"))
     }
 
+    pub(super) fn too_long(&self, limit: Duration) -> AgentError {
+        let limit = humantime::format_duration(limit);
+        self.transient("provider_timeout", &format!("did not finish its answer within total_timeout, {limit}"))
+    }
+
     pub(super) fn cut(&self, why: impl AsRef<str>) -> AgentError {
         self.transient("provider_stream_cut", &format!("broke its answer off: {}", why.as_ref()))
     }
@@ -55,10 +96,34 @@ impl Who {
         self.transient("provider_bad_answer", &format!("gave an answer that cannot be understood: {why}"))
     }
 
+    pub(super) fn fault(&self, fault: Fault) -> AgentError {
+        match fault {
+            Fault::Bad(why) => self.bad_answer(&why),
+            Fault::Reported(error) => self.reported(&error),
+        }
+    }
+
     /// An error that the provider reports where an answer should be.
     pub(super) fn reported(&self, error: &Value) -> AgentError {
         let said = self.said(message_of(error).unwrap_or("without a message"));
-        self.transient("provider_unavailable", &format!("reports an error: {said}"))
+        let problem = format!("reports an error: {said}");
+        let words = ["/error/type", "/error/code", "/error/status", "/type", "/code", "/status"];
+        let words: Vec<_> = words.iter().filter_map(|path| error.pointer(path)?.as_str()).collect();
+        if words.iter().any(|word| PERMANENT.contains(word)) {
+            return self.permanent("provider_rejected", &problem);
+        }
+        let limited = |word: &&str| matches!(*word, "rate_limit_error" | "rate_limit_exceeded" | "RESOURCE_EXHAUSTED");
+        let code = if words.iter().any(limited) { "provider_rate_limited" } else { "provider_unavailable" };
+        AgentError::Transient {
+            code: code.to_owned(),
+            message: format!("{} {problem}", self.title()),
+            retry_after: retry_info(error),
+        }
+    }
+
+    /// The chat has something that the protocol cannot say.
+    pub(super) fn unfit(&self, unfit: &Unfit) -> AgentError {
+        self.permanent("unsupported_content", &unfit.0)
     }
 
     pub(super) fn too_large(&self, limit: usize) -> AgentError {
@@ -73,6 +138,8 @@ impl Who {
     pub(super) fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], model: &str) -> AgentError {
         let text = String::from_utf8_lossy(body);
         let json: Option<Value> = serde_json::from_slice(body).ok();
+        // Gemini puts some of its errors into an array.
+        let json = json.map(|json| json.get(0).cloned().unwrap_or(json));
         let said = self.said(json.as_ref().and_then(message_of).unwrap_or(&text));
         let because = if said.is_empty() { said } else { format!(": {said}") };
         let number = status.as_u16();
@@ -86,7 +153,7 @@ impl Who {
             return AgentError::Transient {
                 code: code.to_owned(),
                 message: format!("{} answered {status}{because}", self.title()),
-                retry_after: retry_after(headers),
+                retry_after: retry_after(headers).or_else(|| retry_info(json.as_ref()?)),
             };
         }
         let code = json.as_ref().and_then(|json| json.pointer("/error/code")).and_then(Value::as_str);
@@ -94,6 +161,8 @@ impl Who {
             let problem = format!("answered {status} for model {model:?}; check the model and base_url{because}");
             return self.permanent("unknown_model", &problem);
         }
+        // Gemini's status for a key that it does not know is 400.
+        let number = if json.as_ref().is_some_and(is_about_key) { 401 } else { number };
         match number {
             // A provider that rejects a key often shows parts of it: its words are kept out.
             401 => self.permanent("provider_rejected_key", &format!("answered {status}; {}", self.about_key())),
@@ -111,7 +180,8 @@ impl Who {
 
     fn about_key(&self) -> String {
         let setting = format!("providers.{}.api_key", self.name);
-        let places = if self.name == "openai" { format!("OPENAI_API_KEY or {setting}") } else { setting };
+        let variable = VARIABLES.iter().find(|(name, _)| *name == self.name);
+        let places = variable.map_or(setting.clone(), |(_, variable)| format!("{variable} or {setting}"));
         match self.key {
             Some(_) => format!("check the key in {places}"),
             None => format!("no key is set: set {places}"),
@@ -174,6 +244,19 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let sent = text(DATE.as_str()).and_then(http_date).unwrap_or_else(|| SystemClock.now());
     Some(http_date(wanted)?.since(sent))
+}
+
+/// How long Gemini asks to be left alone: `{"error": {"details": [{"retryDelay": "34s"}]}}`, a google.rpc.RetryInfo.
+fn retry_info(error: &Value) -> Option<Duration> {
+    let details = error.pointer("/error/details").or_else(|| error.get("details"))?.as_array()?;
+    let delay = details.iter().find_map(|detail| detail.get("retryDelay")?.as_str())?;
+    Duration::try_from_secs_f64(delay.strip_suffix('s')?.parse().ok()?).ok()
+}
+
+/// Whether an error is Gemini's for a key that it does not know.
+fn is_about_key(error: &Value) -> bool {
+    let details = error.pointer("/error/details").and_then(Value::as_array);
+    details.into_iter().flatten().any(|detail| detail.get("reason").is_some_and(|reason| reason == "API_KEY_INVALID"))
 }
 
 /// An HTTP date in the one form that may be sent (RFC 9110, 5.6.7), which RFC 2822 covers.

@@ -1,0 +1,3 @@
+//! Answers as servers send them.
+
+pub(in crate::agent::providers) mod openai;
