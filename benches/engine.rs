@@ -46,7 +46,8 @@ fn complete() -> Command {
 fn decided(run: &mut Run, command: &Command) -> Segment {
     let now = SystemClock.now();
     let first = run.last_seq + 1;
-    let decision = run.decide(command, &Context { now, next_seq: first, busy: false, spent: None }).expect("the command applies");
+    let decision =
+        run.decide(command, &Context { now, next_seq: first, busy: false, spent: None }).expect("the command applies");
     for (event, seq) in decision.events.iter().zip(first..) {
         run.apply(event, seq, now);
     }

@@ -359,7 +359,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
     if let Some(model) = assistant_model(config) {
         let mut options = ModelAgentOptions::new("assistant", model);
         options.description = "A helpful assistant on the model that the environment names.".to_owned();
-        agents.register(Arc::new(ModelAgent::new(options, provider("openai")?)))?;
+        agents.register(Arc::new(ModelAgent::new(options, provider("openai")?)?))?;
     }
     for (name, agent) in &config.agents {
         let built: Arc<dyn Agent> = match (agent.kind, &agent.model) {
@@ -385,7 +385,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
                 options.timeout = agent.timeout;
                 options.max_attempts = agent.max_attempts;
                 options.manners = manners(agent);
-                Arc::new(ModelAgent::new(options, provider))
+                Arc::new(ModelAgent::new(options, provider).map_err(|error| format!("agent {name}: {error}"))?)
             }
             (AgentKind::Model, None) => return Err(format!("agent {name}: agents of kind model need a model")),
         };

@@ -38,11 +38,6 @@ impl Seen {
         self.events.lock().iter().filter_map(text).collect()
     }
 
-    /// The kinds of what was shown.
-    pub(crate) fn kinds(&self) -> Vec<&'static str> {
-        self.events.lock().iter().map(Event::kind).collect()
-    }
-
     /// What tools said while they worked, in lines.
     pub(crate) fn output(&self) -> String {
         let text = |event: &Event| match event.kind() {

@@ -308,8 +308,9 @@ impl Run {
                 if *wait_id != current {
                     return Err(Rejection::StaleWait { current });
                 }
-                let answered =
-                    Event::StepCompleted { step: self.steps + 1, usage: Usage::default(), total: self.usage };
+                // The number of no step that was cut off: what is known of that has to stay.
+                let last = self.open.iter().map(|open| open.step).fold(self.steps, u32::max);
+                let answered = Event::StepCompleted { step: last + 1, usage: Usage::default(), total: self.usage };
                 let effects = disarm.into_iter().chain([Effect::Wake]).collect();
                 Ok(Decision { events: vec![answered, Event::Queued {}], effects })
             }

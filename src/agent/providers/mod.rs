@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::AgentError;
-use crate::run::{Message, Usage};
+use crate::run::{Message, Price, Usage};
 
 /// How long a provider's answers may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,6 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Bounds the whole call.
     pub total: Duration,
-}
-
-/// What a model costs, in millionths of the currency unit for a million tokens. The currency is the operator's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Price {
-    /// Of a million tokens that it reads.
-    pub input: u64,
-    /// Of a million tokens that it writes.
-    pub output: u64,
 }
 
 /// Something that answers chats. Dropping a call, or its answer, closes its connection at once.

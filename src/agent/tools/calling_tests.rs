@@ -156,7 +156,10 @@ async fn output_is_cut_between_characters_and_the_model_is_told() {
     let (declared, _) = tool(policy.clone(), |_| Some(Ok(ToolOutput::new(json!({"a": 1})))));
     assert_eq!(make(&declared, "{}").await.content, r#"{"a":1}"#);
     let (declared, _) = tool(policy, |_| Some(Err(ToolError::Permanent("f".repeat(1 << 20)))));
-    assert_eq!(make(&declared, "{}").await.content, format!("{}\n[at least 1048566 bytes more are left out]", "f".repeat(10)));
+    assert_eq!(
+        make(&declared, "{}").await.content,
+        format!("{}\n[at least 1048566 bytes more are left out]", "f".repeat(10))
+    );
     let (declared, _) = tool(Policy::default(), |_| Some(Err(ToolError::Permanent("f".repeat(1 << 20)))));
     assert!(make(&declared, "{}").await.content.len() < MAX_FAILURE + 100);
 }
