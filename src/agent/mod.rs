@@ -7,8 +7,11 @@
 
 mod context;
 pub mod model;
+pub mod process;
+mod protocol;
 pub mod providers;
 mod registry;
+pub mod remote;
 pub mod scripted;
 pub mod tools;
 
@@ -42,7 +45,7 @@ pub struct AgentCard {
     /// A run is executed only by the version it was created with. Change it when runs that are under
     /// way could not go on under the new definition.
     pub version: String,
-    /// What kind of agent: `model`, `scripted`, or the embedding service's own word.
+    /// What kind of agent: `model`, `process`, `remote`, `scripted`, or the embedding service's own word.
     pub kind: String,
     /// What it is good for.
     pub description: String,
