@@ -6,7 +6,7 @@ mod adapters;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,10 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::model::{ModelAgent, ModelAgentOptions};
+use crate::agent::process::{ProcessAgent, ProcessAgentOptions};
 use crate::agent::providers::http::{HttpProvider, InvalidProvider, ProviderOptions};
 use crate::agent::providers::{Provider, Timeouts};
+use crate::agent::remote::{RemoteAgent, RemoteAgentOptions};
 use crate::agent::scripted::ScriptedAgent;
 use crate::agent::{Agent, AgentCard, Agents, Manners};
 use crate::api::{self, Access, ApiKey, ApiSettings, ApiState, ModelCard};
@@ -55,6 +57,7 @@ pub struct Builder {
     store: Option<Arc<dyn Store>>,
     broker: Option<Arc<dyn Broker>>,
     agents: Vec<Arc<dyn Agent>>,
+    supervisor: Option<PathBuf>,
     clock: Arc<dyn Clock>,
 }
 
@@ -118,6 +121,7 @@ impl Runcast {
             store: None,
             broker: None,
             agents: Vec::new(),
+            supervisor: None,
             clock: Arc::new(SystemClock),
         }
     }
@@ -184,6 +188,13 @@ impl Builder {
         self
     }
 
+    /// Watches over programs with the `runcast` binary at this path: configured agents of kind `process` need one.
+    #[must_use]
+    pub fn supervisor(mut self, runcast: impl Into<PathBuf>) -> Self {
+        self.supervisor = Some(runcast.into());
+        self
+    }
+
     /// Tells the time by this clock.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
@@ -201,7 +212,7 @@ impl Builder {
 
     /// The stages after the listener; see [`serve`].
     async fn start(self, state: &ApiState) -> Result<Engine, StartError> {
-        let Self { config, store, broker, agents, clock } = self;
+        let Self { config, store, broker, agents, supervisor, clock } = self;
         let node = config.node.clone().unwrap_or_else(node_name);
         let store = match store {
             Some(store) => store,
@@ -218,7 +229,7 @@ impl Builder {
             }
         };
         stage(state, 5, "loading the agents".to_owned());
-        let agents = all_agents(&config, agents).map_err(StartError::Agent)?;
+        let agents = all_agents(&config, agents, supervisor.as_deref()).map_err(StartError::Agent)?;
         stage(state, 6, "recovering the runs of the last process".to_owned());
         let ingest = all_ingest(&config, &agents, &node)?;
         let settings = engine_settings(&config, node);
@@ -276,7 +287,9 @@ pub async fn serve(config: Config, started: impl FnOnce(&Config, SocketAddr, &En
     let mut serving = actix::spawn(server);
     let stop = on_signals();
     let grace = config.worker.drain_grace;
-    let builder = Builder { config: config.clone(), ..Runcast::builder() };
+    // This very program, on Linux also when another has taken its place on the disk.
+    let itself = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+    let builder = Builder { config: config.clone(), supervisor: itself.ok(), ..Runcast::builder() };
     let starting = builder.start(&state);
     let engine = match stop.asked.run_until_cancelled(starting).await {
         Some(Ok(engine)) => engine,
@@ -341,7 +354,7 @@ fn on_signals() -> StopSignals {
 
 /// The configured agents, the built-in ones, and those of the embedding service, later ones in place of
 /// earlier ones of the same name.
-fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, String> {
+fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>, supervisor: Option<&Path>) -> Result<Agents, String> {
     let mut agents = Agents::default();
     agents.register(Arc::new(ScriptedAgent::new("scripted")))?;
     // Only those that agents use: what nobody uses need not work.
@@ -363,16 +376,31 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
     }
     for (name, agent) in &config.agents {
         let built: Arc<dyn Agent> = match (agent.kind, &agent.model) {
-            (AgentKind::Scripted, _) => {
-                let card = AgentCard::new(name, "scripted");
-                Arc::new(ScriptedAgent::with_card(AgentCard {
-                    version: agent.version.clone(),
-                    description: agent.description.clone(),
-                    timeout: agent.timeout,
-                    max_attempts: agent.max_attempts,
-                    manners: manners(agent),
-                    ..card
+            (AgentKind::Scripted, _) => Arc::new(ScriptedAgent::with_card(card(name, agent))),
+            (AgentKind::Process, _) => {
+                let supervisor = supervisor.ok_or_else(|| {
+                    format!("agent {name}: a program needs Builder::supervisor, the path of a runcast binary")
+                })?;
+                Arc::new(ProcessAgent::new(ProcessAgentOptions {
+                    card: card(name, agent),
+                    command: agent.command.clone(),
+                    env: agent.env.clone(),
+                    directory: agent.directory.clone(),
+                    cancel_grace: agent.cancel_grace,
+                    tools: Arc::new(Vec::new()),
+                    supervisor: supervisor.to_owned(),
                 }))
+            }
+            (AgentKind::Remote, _) => {
+                let options = RemoteAgentOptions {
+                    card: card(name, agent),
+                    url: agent.url.clone().unwrap_or_default(),
+                    headers: agent.headers.clone(),
+                    connect_timeout: agent.connect_timeout,
+                    first_event_timeout: agent.first_event_timeout,
+                    idle_timeout: agent.idle_timeout,
+                };
+                Arc::new(RemoteAgent::new(options).map_err(|error| format!("agent {name}: {error}"))?)
             }
             (AgentKind::Model, Some(model)) => {
                 let provider = provider(&model.provider).map_err(|error| format!("agent {name}: {error}"))?;
@@ -395,6 +423,20 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>) -> Result<Agents, Str
         agents.register(agent)?;
     }
     Ok(agents)
+}
+
+/// What a configured agent says of itself; those of other kinds know better what params they take.
+fn card(name: &str, agent: &config::Agent) -> AgentCard {
+    let schema = agent.params_schema.clone().map_or_else(|| serde_json::json!({"type": "object"}), Into::into);
+    AgentCard {
+        version: agent.version.clone(),
+        description: agent.description.clone(),
+        params_schema: schema,
+        timeout: agent.timeout,
+        max_attempts: agent.max_attempts,
+        manners: manners(agent),
+        ..AgentCard::new(name, agent.kind.as_str())
+    }
 }
 
 /// How a configured agent converses.

@@ -13,7 +13,7 @@
 //! | [`schedule`] | when a schedule fires: cron in a time zone, pure |
 //! | [`thread`] | what belongs to conversations: hours within which something may happen, pure |
 //! | [`ingest`] | from the messages of foreign producers to wishes for runs, pure |
-//! | [`agent`] | what executes a run: the trait, the model agent with its providers, the scripted agent |
+//! | [`agent`] | what executes a run: the trait; the model agent with its providers; programs and services; the scripted agent |
 //! | [`store`] | the truth: the contract, the SQLite adapter |
 //! | [`api`] | the HTTP API over the engine's handle |
 //! | [`app`] | the composition root: start order, drain order |

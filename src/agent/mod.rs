@@ -9,8 +9,11 @@ mod context;
 #[cfg(test)]
 pub(crate) mod kit;
 pub mod model;
+pub mod process;
+mod protocol;
 pub mod providers;
 mod registry;
+pub mod remote;
 pub mod scripted;
 pub mod tools;
 
@@ -44,7 +47,7 @@ pub struct AgentCard {
     /// A run is executed only by the version it was created with. Change it when runs that are under
     /// way could not go on under the new definition.
     pub version: String,
-    /// What kind of agent: `model`, `scripted`, or the embedding service's own word.
+    /// What kind of agent: `model`, `process`, `remote`, `scripted`, or the embedding service's own word.
     pub kind: String,
     /// What it is good for.
     pub description: String,

@@ -11,6 +11,7 @@ mod run;
 mod runs;
 mod serve;
 mod sse;
+mod supervise;
 mod table;
 mod tail;
 
@@ -45,6 +46,8 @@ enum Command {
     Doctor(SettingFlags),
     Migrate(migrate::MigrateArgs),
     Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    Supervise(supervise::SuperviseArgs),
 }
 
 /// The flags that set configuration keys.
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(settings) => doctor::doctor(settings),
         Command::Migrate(args) => migrate::migrate(args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Supervise(args) => supervise::supervise(&args),
     }
 }
 

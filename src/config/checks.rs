@@ -121,14 +121,39 @@ fn check_leases(config: &Config, reader: &mut Reader<'_>) {
     }
 }
 
+/// A key that is for agents of some kinds alone, and whether an agent has something there.
+type OfKinds = (&'static str, &'static [AgentKind], fn(&Agent) -> bool);
+
+const MODEL: &[AgentKind] = &[AgentKind::Model];
+const PROCESS: &[AgentKind] = &[AgentKind::Process];
+const REMOTE: &[AgentKind] = &[AgentKind::Remote];
+
+/// All of them. What is written as it is by default, as in a rendered configuration, is not held against anyone.
+const OF_KINDS: [OfKinds; 14] = [
+    ("model", MODEL, |agent| agent.model.is_some()),
+    ("system", MODEL, |agent| agent.system.is_some()),
+    ("temperature", MODEL, |agent| agent.temperature.is_some()),
+    ("max_tokens", MODEL, |agent| agent.max_tokens.is_some()),
+    ("command", PROCESS, |agent| !agent.command.is_empty()),
+    ("env", PROCESS, |agent| !agent.env.is_empty()),
+    ("directory", PROCESS, |agent| agent.directory.is_some()),
+    ("cancel_grace", PROCESS, |agent| agent.cancel_grace != Agent::default().cancel_grace),
+    ("url", REMOTE, |agent| agent.url.is_some()),
+    ("headers", REMOTE, |agent| !agent.headers.is_empty()),
+    ("connect_timeout", REMOTE, |agent| agent.connect_timeout != Agent::default().connect_timeout),
+    ("first_event_timeout", REMOTE, |agent| agent.first_event_timeout != Agent::default().first_event_timeout),
+    ("idle_timeout", REMOTE, |agent| agent.idle_timeout != Agent::default().idle_timeout),
+    ("params_schema", &[AgentKind::Process, AgentKind::Remote], |agent| agent.params_schema.is_some()),
+];
+
 fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'_>) {
     let key = |name| join(path, name);
     if !fine(reader, &[path, &key("kind")]) {
         return;
     }
     if !reader.origins.contains_key(&key("kind")) {
-        reader.blame(&[&key("kind")], "has to be set; expected model or scripted");
-        return;
+        let expected = AgentKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(" or ");
+        return reader.blame(&[&key("kind")], format!("has to be set; expected {expected}"));
     }
     if let (Some(debounce), Some(longest)) = (agent.debounce, agent.debounce_max)
         && debounce > longest
@@ -136,23 +161,31 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         let keys = [key("debounce"), key("debounce_max")];
         reader.blame(&[&keys[0], &keys[1]], "debounce is longer than debounce_max");
     }
-    match (agent.kind, &agent.model) {
-        (AgentKind::Scripted, _) => {
-            for only_model in ["model", "system", "temperature", "max_tokens"].map(key) {
-                if reader.origins.contains_key(&only_model) && fine(reader, &[&only_model]) {
-                    reader.blame(&[&only_model], "makes no sense for an agent of kind scripted");
-                }
-            }
+    let kind = agent.kind;
+    for (name, kinds, is_set) in OF_KINDS {
+        let key = key(name);
+        if !kinds.contains(&kind) && is_set(agent) && fine(reader, &[&key]) {
+            reader.blame(&[&key], format!("makes no sense for an agent of kind {kind}"));
         }
-        (AgentKind::Model, None) if fine(reader, &[&key("model")]) => {
-            reader.blame(&[&key("model")], "has to be set for an agent of kind model; expected provider/model");
-        }
-        (AgentKind::Model, Some(model)) if !config.providers.contains_key(&model.provider) => {
-            let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
-            let problem = format!("expected a provider of [providers], one of {}, got {model}", known.join(", "));
-            reader.blame(&[&key("model")], problem);
-        }
-        (AgentKind::Model, _) => {}
+    }
+    let needed = match kind {
+        AgentKind::Model => agent.model.is_none().then_some(("model", "provider/model")),
+        AgentKind::Process => agent.command.is_empty().then_some(("command", "a program and its arguments, as a list")),
+        AgentKind::Remote => agent.url.is_none().then_some(("url", "an http:// or https:// URL")),
+        AgentKind::Scripted => None,
+    };
+    if let Some((name, expected)) = needed
+        && fine(reader, &[&key(name)])
+    {
+        reader.blame(&[&key(name)], format!("has to be set for an agent of kind {kind}; expected {expected}"));
+    }
+    if let Some(model) = &agent.model
+        && kind == AgentKind::Model
+        && !config.providers.contains_key(&model.provider)
+    {
+        let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
+        let problem = format!("expected a provider of [providers], one of {}, got {model}", known.join(", "));
+        reader.blame(&[&key("model")], problem);
     }
 }
 

@@ -194,6 +194,10 @@ pub(super) const HTTP_URL: Parsed<String> = Parsed {
     display: String::clone,
 };
 
+/// The URL of one resource, whose last slash matters.
+pub(super) const ENDPOINT: Parsed<String> =
+    Parsed { parse: |text| (HTTP_URL.parse)(text).map(|_| text.to_owned()), ..HTTP_URL };
+
 pub(super) const MODEL: Parsed<ModelRef> = Parsed {
     expected: "a provider and a model, such as \"openai/gpt-4o-mini\"",
     parse: |text| match text.split_once('/') {
@@ -225,5 +229,33 @@ impl Codec for Secret {
 
     fn write(&self, _: &SecretString) -> Option<String> {
         literal("***")
+    }
+}
+
+/// A name and a secret, written `NAME=value`; the value as for [`Secret`].
+pub(super) struct Assigned;
+
+impl Codec for Assigned {
+    type Value = (String, SecretString);
+
+    const QUOTABLE: bool = false;
+
+    fn expected(&self) -> String {
+        "NAME=value, the value being env:NAME, file:PATH or the text itself".to_owned()
+    }
+
+    fn read(&self, value: &Value, around: &Surroundings) -> Result<Self::Value, Problem> {
+        let (name, value) = text(value)?.split_once('=').ok_or(Problem::Unlike)?;
+        let name = name.trim();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return Err(Problem::Unlike);
+        }
+        let value = referred(value, around)?;
+        // No program and no header can be given it.
+        if value.contains('\0') { Err(Problem::Unlike) } else { Ok((name.to_owned(), value.into())) }
+    }
+
+    fn write(&self, (name, _): &Self::Value) -> Option<String> {
+        literal(format!("{name}=***"))
     }
 }

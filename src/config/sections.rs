@@ -11,7 +11,8 @@ use super::{
     faults::Origin,
     follow_ups::FollowUps,
     parsed::{
-        ADDRESS, ALLOWED, BROKER, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, QUEUES, STORE, Secret,
+        ADDRESS, ALLOWED, Assigned, BROKER, ENDPOINT, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH,
+        QUEUES, STORE, Secret,
     },
     parts::{Entry, section},
     values::{
@@ -402,8 +403,9 @@ impl Entry for Provider {
 section! {
     /// An agent, under the name that requests use: 1 to 64 of the characters a-z A-Z 0-9 _ -.
     pub struct Agent {
-        /// What executes its runs: a language model, or a script, which needs none, for tests and benches. Has to be
-        /// set: an agent that is the wrong one by default would be worse than none.
+        /// What executes its runs: a language model; a program or an HTTP service of one's own, as docs/programs.md
+        /// describes; or a script, which needs none of these, for tests and benches. Has to be set: an agent that is the
+        /// wrong one by default would be worse than none.
         pub kind: AgentKind = AgentKind::Model => OneOf(AgentKind::ALL);
         /// Any text that changes when the agent does; a run is executed by the version it was created with.
         pub version: String = "1".to_owned() => FILLED;
@@ -419,6 +421,35 @@ section! {
         pub temperature: Option<f64> = None => Optional(Decimal(0.0, 2.0));
         /// The most tokens of one answer. Left to the provider when not set. Only for kind "model".
         pub max_tokens: Option<u32> = None => Optional(Int(1, u32::MAX));
+        /// The program and its arguments, which no shell reads: a list such as ["python3", "agent.py"]. Needed by kind
+        /// "process", and only there.
+        pub command: Vec<String> = Vec::new() => List(FILLED);
+        /// Variables for the program, each written "NAME=value". Of the node's own it gets PATH, HOME, USER, LOGNAME,
+        /// LANG, LC_ALL, LC_CTYPE, TZ and TMPDIR, and no other. Better "NAME=env:NAME" or "NAME=file:PATH" than a secret
+        /// itself. Only for kind "process".
+        pub env: Vec<(String, SecretString)> = Vec::new() => List(Assigned);
+        /// Where the program runs. The node's own working directory when not set. Only for kind "process".
+        pub directory: Option<PathBuf> = None => Optional(PATH);
+        /// How long the program may take to end after a SIGTERM, when its run is cancelled or its attempt is over; then
+        /// it is killed with all that it has started. Only for kind "process".
+        pub cancel_grace: Duration = s(2) => Span(Duration::ZERO, MINUTE);
+        /// Where the service is. Addresses within one's own network are fine; redirects are not followed. Needed by kind
+        /// "remote", and only there.
+        pub url: Option<String> = None => Optional(ENDPOINT);
+        /// Headers of each request to the service, each written "NAME=value", such as "Authorization=env:SERVICE_AUTH".
+        /// Only for kind "remote".
+        pub headers: Vec<(String, SecretString)> = Vec::new() => List(Assigned);
+        /// How long it may take to connect to the service. Only for kind "remote".
+        pub connect_timeout: Duration = s(10) => Span(ms(100), s(600));
+        /// How long it may take from the request to the first event of the answer, or to the end of an answer that is no
+        /// stream. Only for kind "remote".
+        pub first_event_timeout: Duration = s(120) => Span(ms(100), DAY);
+        /// How long the service may be silent in the middle of its answer before the attempt counts as failed. Comments
+        /// of the stream are no silence. Only for kind "remote".
+        pub idle_timeout: Duration = MINUTE => Span(ms(100), DAY);
+        /// The JSON Schema of the params that its runs take. Any when not set. Only for kinds "process" and "remote",
+        /// whose params nobody else knows.
+        pub params_schema: Option<serde_json::Map<String, serde_json::Value>> = None => Optional(OBJECT);
         /// How long its runs may take, instead of runs.timeout.
         pub timeout: Option<Duration> = None => Optional(Span(ms(1), s(30 * 86_400)));
         /// How often its runs may fail, instead of runs.max_attempts.

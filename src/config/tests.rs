@@ -266,7 +266,7 @@ agents.a.model (default): has to be set for an agent of kind model; expected pro
 agents.b.model (toml:6): expected a provider of [providers], one of openai, got other/x
 agents.c.model (toml:9): makes no sense for an agent of kind scripted
 agents.c.max_tokens (toml:10): makes no sense for an agent of kind scripted
-agents.nobody.kind (default): has to be set; expected model or scripted"#;
+agents.nobody.kind (default): has to be set; expected model or process or remote or scripted"#;
     assert_eq!(text, expected.trim_start());
 }
 
@@ -512,6 +512,45 @@ fn an_agent_says_how_it_converses() {
         .env("RUNCAST_AGENTS_A_FOLLOW_UPS", "[{ after = \"1s\", instruction = \"x\" }]")
         .loaded();
     assert_eq!(by_variable.agents["a"].follow_ups.len(), 1);
+}
+
+#[test]
+fn an_agent_may_be_a_program_or_a_service_of_ones_own() {
+    let start = Start::new()
+        .file(
+            "runcast.toml",
+            "[agents.p]\nkind = \"process\"\ncommand = [\"python3\", \"a b.py\"]\n\
+             env = [\"TOKEN=env:MY_TOKEN\", \"MODE=a=b\"]\n\
+             [agents.r]\nkind = \"remote\"\nurl = \"http://10.0.0.7:8000/agent/\"\nheaders = [\"x-key=file:key\"]\n\
+             params_schema = '{\"type\": \"object\"}'\n",
+        )
+        .file("key", "sesame\n")
+        .env("MY_TOKEN", "sesame");
+    let config = start.loaded();
+    let (program, service) = (&config.agents["p"], &config.agents["r"]);
+    assert_eq!((program.command.len(), service.url.as_deref()), (2, Some("http://10.0.0.7:8000/agent/")));
+    let exposed = |values: &[(String, secrecy::SecretString)]| -> Vec<String> {
+        values.iter().map(|(name, value)| format!("{name}={}", secrecy::ExposeSecret::expose_secret(value))).collect()
+    };
+    assert_eq!(exposed(&program.env), ["TOKEN=sesame", "MODE=a=b"]);
+    assert_eq!(exposed(&service.headers), ["x-key=sesame"]);
+    let shown = format!("{config:?} {}", config.render());
+    assert!(shown.contains("env = [\"TOKEN=***\", \"MODE=***\"]") && !shown.contains("sesame"), "{shown}");
+
+    let faults = faults(
+        "[agents.a]\nkind = \"process\"\nurl = \"http://x\"\n[agents.b]\nkind = \"remote\"\nenv = [\"A=1\"]\n\
+         [agents.c]\nkind = \"process\"\ncommand = [\"x\"]\nenv = [\"sesame\"]\n",
+    );
+    for problem in [
+        "agents.a.command (default): has to be set for an agent of kind process",
+        "agents.a.url (toml:3): makes no sense for an agent of kind process",
+        "agents.b.url (default): has to be set for an agent of kind remote",
+        "agents.b.env (toml:6): makes no sense for an agent of kind remote",
+        "agents.c.env (toml:10): item 1: expected NAME=value",
+    ] {
+        assert!(faults.contains(problem), "{problem}: {faults}");
+    }
+    assert!(!faults.contains("sesame"), "{faults}");
 }
 
 #[test]

@@ -75,6 +75,10 @@ words! {
     pub enum AgentKind {
         /// A language model.
         Model = "model",
+        /// A program of one's own, which is started for each attempt.
+        Process = "process",
+        /// A service of one's own, which is asked over HTTP.
+        Remote = "remote",
         /// A script: needs no model, and says the same every time.
         Scripted = "scripted",
     }

@@ -102,7 +102,7 @@ impl Node {
 
     /// Sends the process a signal.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.process.id().expect("a node that runs");
+        let id = self.pid();
         // The shell's own `kill`: a bare machine may have no other.
         let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status().expect("a shell");
         assert!(sent.success(), "SIG{name} could not be sent");
@@ -111,6 +111,11 @@ impl Node {
     /// Waits until the process has ended by itself.
     pub(crate) async fn wait_exit(&mut self) -> ExitStatus {
         soon("the node ends", self.process.wait()).await.expect("the node's status")
+    }
+
+    /// The id of its process, which has to run.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id().expect("a node that runs")
     }
 
     /// Whether the process runs.
