@@ -13,6 +13,7 @@ mod serve;
 mod sse;
 mod table;
 mod tail;
+mod tools;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     /// Checks configuration, broker, store, schema, queues, nodes, provider keys and clocks, and says what to do.
     Doctor(SettingFlags),
     Migrate(migrate::MigrateArgs),
+    Tools(tools::ToolsArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Queues(args) => queues::queues(&args),
         Command::Doctor(settings) => doctor::doctor(settings),
         Command::Migrate(args) => migrate::migrate(args),
+        Command::Tools(args) => tools::tools(args),
         Command::Bench(args) => bench::bench(&args),
     }
 }

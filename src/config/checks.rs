@@ -3,10 +3,11 @@
 use secrecy::ExposeSecret;
 
 use super::{
-    sections::{Agent, Config, Ingest},
+    sections::{Agent, Config, Ingest, Mcp, Tool},
     sources::{Reader, join},
     values::{AgentKind, BrokerUrl, IngestKind, Mode, Role, StoreUrl},
 };
+use crate::agent::tools::http::HttpRequest;
 
 /// Reports keys that contradict each other; a key that was refused on its own is not held against others.
 pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
@@ -20,6 +21,16 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     }
     for (name, agent) in &config.agents {
         check_agent(config, &join("agents", name), agent, reader);
+    }
+    for (name, tool) in &config.tools {
+        check_tool(&join("tools", name), tool, reader);
+        if config.mcp.contains_key(name) {
+            let keys = [join("tools", name), join("mcp", name)];
+            reader.blame(&[&keys[0], &keys[1]], "have the same name, and agents could not tell them apart");
+        }
+    }
+    for (name, mcp) in &config.mcp {
+        check_mcp(&join("mcp", name), mcp, reader);
     }
     for (name, ingest) in &config.ingest {
         check_ingest(config, &join("ingest", name), ingest, reader);
@@ -136,9 +147,13 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         let keys = [key("debounce"), key("debounce_max")];
         reader.blame(&[&keys[0], &keys[1]], "debounce is longer than debounce_max");
     }
+    let unknown = agent.tools.iter().find(|name| !config.tools.contains_key(*name) && !config.mcp.contains_key(*name));
+    if let Some(name) = unknown {
+        reader.blame(&[&key("tools")], format!("expected names of entries of tools and mcp, got {name:?}"));
+    }
     match (agent.kind, &agent.model) {
         (AgentKind::Scripted, _) => {
-            for only_model in ["model", "system", "temperature", "max_tokens"].map(key) {
+            for only_model in ["model", "system", "temperature", "max_tokens", "tools"].map(key) {
                 if reader.origins.contains_key(&only_model) && fine(reader, &[&only_model]) {
                     reader.blame(&[&only_model], "makes no sense for an agent of kind scripted");
                 }
@@ -153,6 +168,36 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
             reader.blame(&[&key("model")], problem);
         }
         (AgentKind::Model, _) => {}
+    }
+}
+
+fn check_tool(path: &str, tool: &Tool, reader: &mut Reader<'_>) {
+    let keys = ["url", "parameters", "body", "headers"].map(|name| join(path, name));
+    if tool.url.is_none() && fine(reader, &[path, &keys[0]]) {
+        return reader.blame(&[&keys[0]], "has to be set; expected the URL of the endpoint");
+    }
+    if let (Some(url), true) = (&tool.url, fine(reader, &keys.each_ref().map(String::as_str)))
+        && let Err(problem) =
+            HttpRequest::new(tool.method.as_str(), url, &tool.headers, tool.body.as_ref(), &tool.parameters)
+    {
+        reader.blame(&[&join(path, problem.key)], problem.text);
+    }
+}
+
+fn check_mcp(path: &str, mcp: &Mcp, reader: &mut Reader<'_>) {
+    let key = |name| join(path, name);
+    let (command, url) = (key("command"), key("url"));
+    if !fine(reader, &[path, &command, &url]) {
+        return;
+    }
+    let (others, other) = match (mcp.command.is_empty(), &mcp.url) {
+        (true, None) => return reader.blame(&[&command, &url], "one of them has to be set"),
+        (false, Some(_)) => return reader.blame(&[&command, &url], "only one of them can be set"),
+        (false, None) => (["headers", "allow"].map(key), "command"),
+        (true, Some(_)) => (["env", "env"].map(key), "url"),
+    };
+    if let Some(odd) = others.iter().find(|odd| reader.origins.contains_key(*odd)) {
+        reader.blame(&[odd], format!("makes no sense for a server with {other}"));
     }
 }
 

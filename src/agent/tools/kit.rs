@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -12,25 +11,11 @@ use super::super::{Push, Sink, Stopped};
 use super::*;
 use crate::run::{Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
 
-/// Keeps what viewers would see.
-#[derive(Default)]
-pub(super) struct Seen(Mutex<Vec<Event>>);
+/// Shows everything to nobody.
+struct Nobody;
 
-impl Seen {
-    /// What the tool called `call_id` said while it worked.
-    pub(super) fn output(&self) -> String {
-        let events = self.0.lock();
-        let text = |event: &Event| match event {
-            Event::ToolOutput { text, .. } => Some(text.clone() + "\n"),
-            _ => None,
-        };
-        events.iter().filter_map(text).collect()
-    }
-}
-
-impl Sink for Seen {
-    fn push(&self, event: Event) -> Push {
-        self.0.lock().push(event);
+impl Sink for Nobody {
+    fn push(&self, _: Event) -> Push {
         Push::Shown
     }
 
@@ -43,8 +28,8 @@ impl Sink for Seen {
     }
 }
 
-/// A run's context, and what its viewers see.
-pub(super) fn context() -> (RunContext, Arc<Seen>) {
+/// A run's context.
+pub(super) fn context() -> RunContext {
     let spec = Spec {
         id: RunId::from_uuid(Uuid::nil()),
         tenant: Tenant::default(),
@@ -66,14 +51,12 @@ pub(super) fn context() -> (RunContext, Arc<Seen>) {
         correlation_id: None,
         created_at: Timestamp::from_millis(0),
     };
-    let seen = Arc::new(Seen::default());
-    (RunContext::new(Arc::new(spec), 1, Vec::new(), seen.clone()), seen)
+    RunContext::new(Arc::new(spec), 1, Vec::new(), Arc::new(Nobody))
 }
 
 /// Calls `tool` as a model would, with key `key-1`.
 pub(super) async fn make(tool: &Declared, arguments: impl ToString) -> Outcome {
-    let (context, _) = context();
-    tool.make(&asked(arguments), "key-1", &context).await.unwrap()
+    tool.make(&asked(arguments), "key-1", &context()).await.unwrap()
 }
 
 /// What a model wants to be called.
