@@ -21,4 +21,5 @@ mod servers;
 mod stream;
 mod survive;
 mod threads;
+mod tools;
 mod webhooks;
