@@ -60,7 +60,7 @@ impl Caller {
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let made = self.guard.client(plain, self.connect_timeout).map_err(|error| CallError::Broken(said(&error)))?;
+        let made = self.guard.client(plain, self.connect_timeout).map_err(|error| CallError::of(&error))?;
         Ok(slot.get_or_init(|| made))
     }
 
@@ -70,10 +70,15 @@ impl Caller {
     /// # Errors
     /// There is no answer; it may have arrived all the same.
     pub async fn send(request: RequestBuilder) -> Result<Response, CallError> {
-        request.send().await.map_err(|error| {
-            let refused = causes(&error).find_map(|cause| cause.downcast_ref::<Refused>().cloned());
-            refused.map_or_else(|| CallError::Broken(said(&error)), CallError::Refused)
-        })
+        request.send().await.map_err(|error| CallError::of(&error))
+    }
+}
+
+impl CallError {
+    /// What the error of a guard's client comes to.
+    pub(crate) fn of(error: &reqwest::Error) -> Self {
+        let refused = causes(error).find_map(|cause| cause.downcast_ref::<Refused>().cloned());
+        refused.map_or_else(|| Self::Broken(said(error)), Self::Refused)
     }
 }
 
@@ -84,7 +89,7 @@ fn causes<'a>(
 }
 
 /// The innermost cause. The outer ones repeat the URL, and the names of libraries.
-pub(crate) fn said(error: &reqwest::Error) -> String {
+fn said(error: &reqwest::Error) -> String {
     if error.is_connect() && causes(error).any(|cause| cause.to_string().contains("dns error")) {
         return "the host has no address".to_owned();
     }

@@ -9,5 +9,4 @@
 mod caller;
 pub mod guard;
 
-pub(crate) use caller::said;
 pub use caller::{CallError, Caller};

@@ -86,6 +86,9 @@ async fn a_killed_node_takes_its_servers_with_it() {
     let mut node = tokio::process::Command::new(env!("CARGO_BIN_EXE_runcast"))
         .arg("tools")
         .current_dir(here)
+        // Those of the tests are no configuration.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .kill_on_drop(true)

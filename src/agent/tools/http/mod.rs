@@ -214,7 +214,7 @@ async fn read(mut response: Response, most: usize) -> Result<String, CallError> 
         match response.chunk().await {
             Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
             Ok(None) => break,
-            Err(error) => return Err(CallError::Broken(crate::net::said(&error))),
+            Err(error) => return Err(CallError::of(&error)),
         }
     }
     Ok(match String::from_utf8(bytes) {

@@ -17,7 +17,7 @@ use rmcp::service::{
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::async_rw::AsyncRwTransport;
-use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
+use rmcp::transport::streamable_http_client::{StreamableHttpClientTransportConfig, StreamableHttpError};
 use rmcp::{ClientHandler, RoleClient, ServiceExt as _};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
@@ -29,8 +29,7 @@ use super::super::{Call, ToolError};
 use super::Transport;
 use super::process::Group;
 use super::render::render;
-use crate::net::Caller;
-use crate::net::guard::Refused;
+use crate::net::{CallError, Caller};
 
 /// How long a server may take to start and to introduce itself. Some download themselves first.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -221,12 +220,14 @@ impl Connection {
     }
 }
 
-/// What the guard has said, if it was the guard.
+/// The guard's or the network's own words, if there are any; the library's are about its types.
 fn said(error: &ClientInitializeError) -> String {
     let ClientInitializeError::TransportError { error: sent, .. } = error else { return error.to_string() };
-    let mut causes =
-        std::iter::successors(Some(&*sent.error as &(dyn std::error::Error + 'static)), |cause| cause.source());
-    causes.find_map(|cause| cause.downcast_ref::<Refused>()).map_or_else(|| error.to_string(), ToString::to_string)
+    match sent.error.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
+        Some(StreamableHttpError::Client(error)) => CallError::of(error).to_string(),
+        Some(other) => other.to_string(),
+        None => error.to_string(),
+    }
 }
 
 fn given(result: &CallToolResult) -> Result<String, ToolError> {

@@ -105,6 +105,23 @@ struct Link {
     failed: Option<(String, Instant)>,
 }
 
+impl Link {
+    /// Lets go of a connection that has ended. The next one is made at once, unless several have ended soon.
+    fn lose(&mut self, server: &str) {
+        let Some(connection) = self.connection.take() else { return };
+        tracing::warn!(server, "the connection to an mcp server has ended");
+        if connection.age() >= STEADY {
+            self.failures = 0;
+            return;
+        }
+        self.failures += 1;
+        if self.failures > 1 {
+            let wait = BACKOFF.delay(self.failures - 1, rand::random(), None);
+            self.failed = Some(("it ends soon after it has started".to_owned(), Instant::now() + wait));
+        }
+    }
+}
+
 /// A tool as it is now, for people to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -136,18 +153,7 @@ impl McpServer {
             if connection.is_open() {
                 return Ok(Arc::clone(connection));
             }
-            tracing::warn!(server = name, "the connection to an mcp server has ended");
-            if connection.age() >= STEADY {
-                link.failures = 0;
-            } else {
-                link.failures += 1;
-                // One that has worked may have died of something that has passed.
-                if link.failures > 1 {
-                    let wait = BACKOFF.delay(link.failures - 1, rand::random(), None);
-                    link.failed = Some(("it ends soon after it has started".to_owned(), Instant::now() + wait));
-                }
-            }
-            link.connection = None;
+            link.lose(name);
         }
         if let Some((problem, until)) = &link.failed
             && Instant::now() < *until
@@ -176,7 +182,7 @@ impl McpServer {
     async fn discard(&self, broken: &Arc<Connection>) {
         let mut link = self.link.lock().await;
         if link.connection.as_ref().is_some_and(|connection| Arc::ptr_eq(connection, broken)) {
-            link.connection = None;
+            link.lose(&self.options.name);
         }
     }
 
