@@ -2,6 +2,7 @@
 //! here.
 
 mod adapters;
+mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -32,14 +33,15 @@ use crate::engine::{
     WebhookParts,
 };
 use crate::ingest::Mapping;
+use crate::net::guard::Guard;
 use crate::run::{Backoff, Tenant};
 use crate::store::{Proposal, Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::thread::{FollowUpRule, Quiet};
-use crate::webhook::guard::Guard;
 use crate::webhook::{Client, Keys};
 
 pub use adapters::{connect_broker, migrate, open_store};
+pub use tools::{Tools, toolbox};
 
 /// How many connections may wait to be accepted. The kernel's own bound, often 4,096, goes before it.
 const BACKLOG: u32 = 4_096;
@@ -578,7 +580,7 @@ fn webhook_parts(config: &Config) -> WebhookParts {
     };
     WebhookParts {
         keys,
-        client: Client::new(Guard::new(section.allow.clone()), section.timeout),
+        client: Client::new(Guard::new("webhooks.allow", section.allow.clone()), section.timeout),
         render: api::run_document,
         attempts: section.attempts,
         concurrency: section.concurrency,

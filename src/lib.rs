@@ -13,13 +13,14 @@
 //! | [`schedule`] | when a schedule fires: cron in a time zone, pure |
 //! | [`thread`] | what belongs to conversations: hours within which something may happen, pure |
 //! | [`ingest`] | from the messages of foreign producers to wishes for runs, pure |
-//! | [`agent`] | what executes a run: the trait; the model agent with its providers; programs and services; the scripted agent |
+//! | [`agent`] | what executes a run: the trait; the model agent with its providers and tools; programs and services; the scripted agent |
 //! | [`store`] | the truth: the contract, the SQLite adapter |
 //! | [`api`] | the HTTP API over the engine's handle |
 //! | [`app`] | the composition root: start order, drain order |
 //! | [`config`], [`cli`] | configuration, command line |
 //! | [`clock`], [`telemetry`] | the one wall clock; logs and metrics |
-//! | [`webhook`] | what is told to URLs: signatures, when to try again, where it may go |
+//! | [`net`] | calls to where users and models may send us: which URLs, which addresses |
+//! | [`webhook`] | what is told to URLs: signatures, when to try again |
 //!
 //! Brokers are crates of their own, which depend on `runcast-broker` alone.
 
@@ -31,6 +32,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod ingest;
+pub mod net;
 pub mod run;
 pub mod schedule;
 pub mod store;

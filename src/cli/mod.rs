@@ -14,6 +14,7 @@ mod sse;
 mod supervise;
 mod table;
 mod tail;
+mod tools;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     /// Checks configuration, broker, store, schema, queues, nodes, provider keys and clocks, and says what to do.
     Doctor(SettingFlags),
     Migrate(migrate::MigrateArgs),
+    Tools(tools::ToolsArgs),
     Bench(bench::BenchArgs),
     #[command(hide = true)]
     Supervise(supervise::SuperviseArgs),
@@ -105,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Queues(args) => queues::queues(&args),
         Command::Doctor(settings) => doctor::doctor(settings),
         Command::Migrate(args) => migrate::migrate(args),
+        Command::Tools(args) => tools::tools(args),
         Command::Bench(args) => bench::bench(&args),
         Command::Supervise(args) => supervise::supervise(&args),
     }

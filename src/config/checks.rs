@@ -3,10 +3,11 @@
 use secrecy::ExposeSecret;
 
 use super::{
-    sections::{Agent, Config, Ingest},
+    sections::{Agent, Config, Ingest, Mcp, Tool},
     sources::{Reader, join},
     values::{AgentKind, BrokerUrl, IngestKind, Mode, Role, StoreUrl},
 };
+use crate::agent::tools::http::HttpRequest;
 
 /// Reports keys that contradict each other; a key that was refused on its own is not held against others.
 pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
@@ -20,6 +21,16 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     }
     for (name, agent) in &config.agents {
         check_agent(config, &join("agents", name), agent, reader);
+    }
+    for (name, tool) in &config.tools {
+        check_tool(&join("tools", name), tool, reader);
+        if config.mcp.contains_key(name) {
+            let keys = [join("tools", name), join("mcp", name)];
+            reader.blame(&[&keys[0], &keys[1]], "have the same name, and agents could not tell them apart");
+        }
+    }
+    for (name, mcp) in &config.mcp {
+        check_mcp(&join("mcp", name), mcp, reader);
     }
     for (name, ingest) in &config.ingest {
         check_ingest(config, &join("ingest", name), ingest, reader);
@@ -124,16 +135,27 @@ fn check_leases(config: &Config, reader: &mut Reader<'_>) {
 /// A key that is for agents of some kinds alone, and whether an agent has something there.
 type OfKinds = (&'static str, &'static [AgentKind], fn(&Agent) -> bool);
 
+/// Runcast's own tools, which need no declaration.
+const OWN_TOOLS: [&str; 3] = ["complete", "ask", "hand_off"];
+
 const MODEL: &[AgentKind] = &[AgentKind::Model];
 const PROCESS: &[AgentKind] = &[AgentKind::Process];
 const REMOTE: &[AgentKind] = &[AgentKind::Remote];
 
 /// All of them. What is written as it is by default, as in a rendered configuration, is not held against anyone.
-const OF_KINDS: [OfKinds; 14] = [
+const OF_KINDS: [OfKinds; 22] = [
     ("model", MODEL, |agent| agent.model.is_some()),
     ("system", MODEL, |agent| agent.system.is_some()),
     ("temperature", MODEL, |agent| agent.temperature.is_some()),
     ("max_tokens", MODEL, |agent| agent.max_tokens.is_some()),
+    ("tools", &[AgentKind::Model, AgentKind::Process], |agent| !agent.tools.is_empty()),
+    ("parallel_tools", MODEL, |agent| agent.parallel_tools),
+    ("max_steps", MODEL, |agent| agent.max_steps != Agent::default().max_steps),
+    ("output_schema", MODEL, |agent| agent.output_schema.is_some()),
+    ("plan", MODEL, |agent| agent.plan),
+    ("answer_within", MODEL, |agent| agent.answer_within.is_some()),
+    ("fallback_reply", MODEL, |agent| agent.fallback_reply.is_some()),
+    ("fallback_extract", MODEL, |agent| !agent.fallback_extract.is_empty()),
     ("command", PROCESS, |agent| !agent.command.is_empty()),
     ("env", PROCESS, |agent| !agent.env.is_empty()),
     ("directory", PROCESS, |agent| agent.directory.is_some()),
@@ -161,6 +183,13 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         let keys = [key("debounce"), key("debounce_max")];
         reader.blame(&[&keys[0], &keys[1]], "debounce is longer than debounce_max");
     }
+    let own = |name: &str| agent.kind == AgentKind::Model && OWN_TOOLS.contains(&name);
+    let known = |name: &str| own(name) || config.tools.contains_key(name) || config.mcp.contains_key(name);
+    if let Some(name) = agent.tools.iter().find(|name| !known(name)) {
+        let own = OWN_TOOLS.join(", ");
+        let expected = format!("expected names of entries of tools and mcp, or for a model {own}; got {name:?}");
+        reader.blame(&[&key("tools")], expected);
+    }
     let kind = agent.kind;
     for (name, kinds, is_set) in OF_KINDS {
         let key = key(name);
@@ -186,6 +215,36 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
         let problem = format!("expected a provider of [providers], one of {}, got {model}", known.join(", "));
         reader.blame(&[&key("model")], problem);
+    }
+}
+
+fn check_tool(path: &str, tool: &Tool, reader: &mut Reader<'_>) {
+    let keys = ["url", "parameters", "body", "headers"].map(|name| join(path, name));
+    if tool.url.is_none() && fine(reader, &[path, &keys[0]]) {
+        return reader.blame(&[&keys[0]], "has to be set; expected the URL of the endpoint");
+    }
+    if let (Some(url), true) = (&tool.url, fine(reader, &keys.each_ref().map(String::as_str)))
+        && let Err(problem) =
+            HttpRequest::new(tool.method.as_str(), url, &tool.headers, tool.body.as_ref(), &tool.parameters)
+    {
+        reader.blame(&[&join(path, problem.key)], problem.text);
+    }
+}
+
+fn check_mcp(path: &str, mcp: &Mcp, reader: &mut Reader<'_>) {
+    let key = |name| join(path, name);
+    let (command, url) = (key("command"), key("url"));
+    if !fine(reader, &[path, &command, &url]) {
+        return;
+    }
+    let (others, other) = match (mcp.command.is_empty(), &mcp.url) {
+        (true, None) => return reader.blame(&[&command, &url], "one of them has to be set"),
+        (false, Some(_)) => return reader.blame(&[&command, &url], "only one of them can be set"),
+        (false, None) => (["headers", "allow"].map(key), "command"),
+        (true, Some(_)) => (["env", "env"].map(key), "url"),
+    };
+    if let Some(odd) = others.iter().find(|odd| reader.origins.contains_key(*odd)) {
+        reader.blame(&[odd], format!("makes no sense for a server with {other}"));
     }
 }
 

@@ -34,12 +34,12 @@ use std::{collections::BTreeMap, path::Path};
 pub use faults::{ConfigError, Fault, Origin};
 pub use render::example_toml;
 pub use sections::{
-    Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Postgres, Provider, Recovery, Redis, Retention, Runs,
-    Schedules, Server, Sqlite, Tenant, Webhooks, Worker,
+    Agent, Amqp, Config, Feed, Ingest, Journal, Limits, Log, Mcp, Postgres, Provider, Recovery, Redis, Retention, Runs,
+    Schedules, Server, Sqlite, Tenant, Tool, Webhooks, Worker,
 };
 pub use values::{
-    AgentKind, BrokerUrl, FollowUp, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl,
-    Synchronous,
+    AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl,
+    StoreUrl, Synchronous, ToolKind,
 };
 
 use parts::Part;

@@ -10,7 +10,8 @@ use super::{
     sources::Surroundings,
     values::{BrokerUrl, ModelRef, ServiceUrl, StoreUrl},
 };
-use crate::webhook::guard::Allowed;
+use crate::agent::tools::http::UrlTemplate;
+use crate::net::guard::Allowed;
 
 /// Text that is converted by a function, and written again by another.
 pub(super) struct Parsed<T> {
@@ -123,6 +124,70 @@ pub(super) const OBJECT: Parsed<serde_json::Map<String, serde_json::Value>> = Pa
     display: |object| serde_json::Value::Object(object.clone()).to_string(),
 };
 
+/// A JSON value, as text.
+pub(super) const JSON: Parsed<serde_json::Value> = Parsed {
+    expected: "a JSON value as text, such as '{\"query\": \"{query}\"}'",
+    parse: |text| serde_json::from_str(text).map_err(|_| Problem::Unlike),
+    display: serde_json::Value::to_string,
+};
+
+/// A URL with placeholders.
+pub(super) const TEMPLATE: Parsed<String> = Parsed {
+    expected: "an http:// or https:// URL without user or fragment, in whose path and query {argument} may stand",
+    parse: |text| match UrlTemplate::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(problem) => Err(Problem::Said(problem.to_string())),
+    },
+    display: String::clone,
+};
+
+/// A tool and its pin, written `tool=hex`.
+pub(super) const PIN: Parsed<(String, String)> = Parsed {
+    expected: "tool=pin, the pin being 64 hex digits as \"runcast tools\" prints them",
+    parse: |text| match text.rsplit_once('=') {
+        Some((tool, pin))
+            if !tool.is_empty() && pin.len() == 64 && pin.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            Ok((tool.to_owned(), pin.to_ascii_lowercase()))
+        }
+        _ => Err(Problem::Unlike),
+    },
+    display: |(tool, pin)| format!("{tool}={pin}"),
+};
+
+/// A name and a secret, written `Name=value`; the value's last word may be `env:NAME` or `file:PATH`.
+pub(super) struct SecretPair;
+
+impl Codec for SecretPair {
+    type Value = (String, SecretString);
+
+    const QUOTABLE: bool = false;
+
+    fn expected(&self) -> String {
+        "Name=value, the value's last word possibly env:NAME or file:PATH".to_owned()
+    }
+
+    fn read(&self, value: &Value, around: &Surroundings) -> Result<(String, SecretString), Problem> {
+        let (name, value) = text(value)?.split_once('=').ok_or(Problem::Unlike)?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if name.is_empty() || !name.bytes().all(plain) {
+            return Err(Problem::Unlike);
+        }
+        let (front, last) = value.rsplit_once(' ').map_or(("", value), |(front, last)| (front, last));
+        let last = referred(last, around)?;
+        let whole = if front.is_empty() { last } else { format!("{front} {last}") };
+        // What neither a header nor a variable can hold; names only, the value may be a secret.
+        if whole.bytes().any(|byte| byte.is_ascii_control()) {
+            return Err(Problem::Said(format!("the value of {name} holds control characters")));
+        }
+        Ok((name.to_owned(), whole.into()))
+    }
+
+    fn write(&self, (name, _): &(String, SecretString)) -> Option<String> {
+        literal(format!("{name}=***"))
+    }
+}
+
 pub(super) const STORE: Service<StoreUrl> = Service {
     expected: "sqlite, sqlite:PATH or postgres://…; or env:NAME or file:PATH that holds it",
     parse: |text| match text.split_once(':') {
@@ -229,33 +294,5 @@ impl Codec for Secret {
 
     fn write(&self, _: &SecretString) -> Option<String> {
         literal("***")
-    }
-}
-
-/// A name and a secret, written `NAME=value`; the value as for [`Secret`].
-pub(super) struct Assigned;
-
-impl Codec for Assigned {
-    type Value = (String, SecretString);
-
-    const QUOTABLE: bool = false;
-
-    fn expected(&self) -> String {
-        "NAME=value, the value being env:NAME, file:PATH or the text itself".to_owned()
-    }
-
-    fn read(&self, value: &Value, around: &Surroundings) -> Result<Self::Value, Problem> {
-        let (name, value) = text(value)?.split_once('=').ok_or(Problem::Unlike)?;
-        let name = name.trim();
-        if name.is_empty() || name.contains(char::is_whitespace) {
-            return Err(Problem::Unlike);
-        }
-        let value = referred(value, around)?;
-        // No program and no header can be given it.
-        if value.contains('\0') { Err(Problem::Unlike) } else { Ok((name.to_owned(), value.into())) }
-    }
-
-    fn write(&self, (name, _): &Self::Value) -> Option<String> {
-        literal(format!("{name}=***"))
     }
 }

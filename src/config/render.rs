@@ -4,7 +4,7 @@ use toml::Value;
 
 use super::{
     parts::{Line, Part},
-    sections::{Agent, Config, Ingest, Tenant},
+    sections::{Agent, Config, Ingest, Mcp, Tenant, Tool},
     sources::{ALIASES, variable},
 };
 
@@ -51,6 +51,8 @@ pub fn example_toml() -> String {
     }
     // There are none by default, so these are examples throughout.
     let mut lines = Vec::new();
+    Tool::default().list("tools.NAME", &mut lines);
+    Mcp::default().list("mcp.NAME", &mut lines);
     Agent::default().list("agents.NAME", &mut lines);
     Tenant::default().list("tenants.NAME", &mut lines);
     Ingest::default().list("ingest.NAME", &mut lines);

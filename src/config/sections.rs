@@ -11,17 +11,18 @@ use super::{
     faults::Origin,
     follow_ups::FollowUps,
     parsed::{
-        ADDRESS, ALLOWED, Assigned, BROKER, ENDPOINT, FILLED, HTTP_URL, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH,
-        QUEUES, STORE, Secret,
+        ADDRESS, ALLOWED, BROKER, ENDPOINT, FILLED, HTTP_URL, JSON, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, PIN,
+        QUEUES, STORE, Secret, SecretPair, TEMPLATE,
     },
     parts::{Entry, section},
     values::{
-        AgentKind, BrokerUrl, FollowUp, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl, StoreUrl,
-        Synchronous,
+        AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl,
+        StoreUrl, Synchronous, ToolKind,
     },
 };
+use crate::agent::tools::CutOff;
+use crate::net::guard::Allowed;
 use crate::thread::OnBusy;
-use crate::webhook::guard::Allowed;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -98,6 +99,10 @@ section! {
         pub log: Log;
         /// The model providers by name; `openai` is always there.
         pub providers: BTreeMap<String, Provider>;
+        /// The tools by name, for agents to name in their list of tools.
+        pub tools: BTreeMap<String, Tool>;
+        /// The MCP servers by name, for agents to name in their list of tools.
+        pub mcp: BTreeMap<String, Mcp>;
         /// The agents by name, besides the built-in ones.
         pub agents: BTreeMap<String, Agent>;
         /// The tenants by name, besides `default`, who holds the keys of server.api_keys.
@@ -362,8 +367,9 @@ section! {
     /// The node's own log.
     pub struct Log {
         /// What is logged: error, warn, info, debug or trace, also by module, such as "info,runcast::engine=debug".
-        /// "info" tells of starts, stops and trouble; what the HTTP server says of its own threads is left out.
-        pub level: String = "info,actix_server=warn".to_owned() => FILLED;
+        /// "info" tells of starts, stops and trouble; what the HTTP server says of its own threads, and the
+        /// MCP client of its messages, is left out.
+        pub level: String = "info,actix_server=warn,rmcp=error".to_owned() => FILLED;
         /// How lines are written: "text" for people, "json" for programs that gather logs.
         pub format: LogFormat = LogFormat::Text => OneOf(LogFormat::ALL);
     }
@@ -427,7 +433,7 @@ section! {
         /// Variables for the program, each written "NAME=value". Of the node's own it gets PATH, HOME, USER, LOGNAME,
         /// LANG, LC_ALL, LC_CTYPE, TZ and TMPDIR, and no other. Better "NAME=env:NAME" or "NAME=file:PATH" than a secret
         /// itself. Only for kind "process".
-        pub env: Vec<(String, SecretString)> = Vec::new() => List(Assigned);
+        pub env: Vec<(String, SecretString)> = Vec::new() => List(SecretPair);
         /// Where the program runs. The node's own working directory when not set. Only for kind "process".
         pub directory: Option<PathBuf> = None => Optional(PATH);
         /// How long the program may take to end after a SIGTERM, when its run is cancelled or its attempt is over; then
@@ -438,7 +444,7 @@ section! {
         pub url: Option<String> = None => Optional(ENDPOINT);
         /// Headers of each request to the service, each written "NAME=value", such as "Authorization=env:SERVICE_AUTH".
         /// Only for kind "remote".
-        pub headers: Vec<(String, SecretString)> = Vec::new() => List(Assigned);
+        pub headers: Vec<(String, SecretString)> = Vec::new() => List(SecretPair);
         /// How long it may take to connect to the service. Only for kind "remote".
         pub connect_timeout: Duration = s(10) => Span(ms(100), s(600));
         /// How long it may take from the request to the first event of the answer, or to the end of an answer that is no
@@ -450,6 +456,41 @@ section! {
         /// The JSON Schema of the params that its runs take. Any when not set. Only for kinds "process" and "remote",
         /// whose params nobody else knows.
         pub params_schema: Option<serde_json::Map<String, serde_json::Value>> = None => Optional(OBJECT);
+        /// What the model, or the program, may call: names of entries of tools and mcp, and for kind "model" three of Runcast's
+        /// own: "complete" ends the run with a result, "ask" waits for a person's answer, "hand_off" hands the thread to
+        /// people. Only for kinds "model" and "process".
+        pub tools: Vec<String> = Vec::new() => List(FILLED);
+        /// Whether the calls that the model wants in one answer are made at once; one after the other otherwise, which
+        /// suits tools that change things. Only for kind "model".
+        pub parallel_tools: bool = false => Toggle;
+        /// The most calls of models and tools of a run, which then ends with the outcome max_steps. A model that goes
+        /// round in circles would not end by itself. Only for kind "model".
+        pub max_steps: u32 = 100 => Int(1, 100_000);
+        /// The JSON Schema that the run's output has to follow. An answer that does not is asked for again, twice. Only
+        /// for kind "model".
+        pub output_schema: Option<serde_json::Map<String, serde_json::Value>> = None => Optional(OBJECT);
+        /// Whether a planner first writes a plan, which viewers see, and a supervisor then carries it out and revises it.
+        /// For tasks of many steps; costs a model call. Only for kind "model".
+        pub plan: bool = false => Toggle;
+        /// How long people have to answer what the model asks them, or to approve a call; the run fails then. For ever
+        /// when not set. Only for kind "model".
+        pub answer_within: Option<Duration> = None => Optional(Span(s(1), s(366 * 86_400)));
+        /// What is answered when no model can be reached, or none has a key: "{input}" stands for what was said last,
+        /// "{name}" for what a pattern of fallback_extract found. The run's outcome is then "fallback". Without this and
+        /// fallback_extract it fails. Only for kind "model".
+        pub fallback_reply: Option<String> = None => Optional(FILLED);
+        /// Regular expressions that look at what was said last when no model can be reached, as name=pattern: what the
+        /// first group of each matches is the run's output, as an object, unless fallback_reply is set. Only for kind
+        /// "model".
+        pub fallback_extract: Vec<(String, String)> = Vec::new() => List(LABEL);
+        /// The most tokens that each of its runs may use, over all attempts. A run may have less.
+        pub budget_tokens: Option<u64> = None => Optional(Int(1, 1_000_000_000));
+        /// The most money that each of its runs may use, in the currency of providers.NAME.prices. A run may have less.
+        pub budget_cost: Option<f64> = None => Optional(Decimal(0.0, 1_000_000.0));
+        /// The most calls of models and tools that each of its runs may make. A run may have less.
+        pub budget_steps: Option<u32> = None => Optional(Int(1, 100_000));
+        /// The longest that each of its runs may be running, waiting excluded; the outcome is then budget_time.
+        pub budget_time: Option<Duration> = None => Optional(Span(ms(1), s(30 * 86_400)));
         /// How long its runs may take, instead of runs.timeout.
         pub timeout: Option<Duration> = None => Optional(Span(ms(1), s(30 * 86_400)));
         /// How often its runs may fail, instead of runs.max_attempts.
@@ -484,6 +525,94 @@ section! {
 }
 
 impl Entry for Agent {
+    const BUILT_IN: &'static [&'static str] = &[];
+}
+
+section! {
+    /// A tool that models may call, under a name of 1 to 64 of the characters a-z A-Z 0-9 _ -. docs/tools.md tells more.
+    pub struct Tool {
+        /// What it is: "http" calls an endpoint.
+        pub kind: ToolKind = ToolKind::Http => OneOf(ToolKind::ALL);
+        /// What it is good for, and when to call it, for the model.
+        pub description: String = String::new() => Text;
+        /// The JSON Schema of its arguments, of type object. What does not fit it is not called: the model is told why.
+        pub parameters: serde_json::Map<String, serde_json::Value> = no_parameters() => OBJECT;
+        /// The method of the request. All but GET carry the header Idempotency-Key, the same for all tries at a call.
+        pub method: HttpMethod = HttpMethod::Get => OneOf(HttpMethod::ALL);
+        /// The URL of the endpoint. "{argument}" stands for an argument, percent-encoded, in the path and the query and
+        /// nowhere else; a query parameter whose argument is missing is left out. Has to be set.
+        pub url: Option<String> = None => Optional(TEMPLATE);
+        /// Headers of the request, as Name=value, the value's last word possibly env:NAME or file:PATH, as in
+        /// "Authorization=Bearer env:TOKEN". Models, events and logs never show the values.
+        pub headers: Vec<(String, SecretString)> = Vec::new() => List(SecretPair);
+        /// The body, as a JSON text in which "{argument}" within a text stands for an argument, and a text that is
+        /// nothing else for its JSON value. When not set, methods with a body send the arguments that the URL does not
+        /// name, as a JSON object.
+        pub body: Option<serde_json::Value> = None => Optional(JSON);
+        /// What may be called although it is not of the public internet, and by http:// too, as webhooks.allow.
+        pub allow: Vec<Allowed> = Vec::new() => List(ALLOWED);
+        /// How long one call may take. The model, and the run, wait for it.
+        pub timeout: Duration = s(30) => Span(ms(100), HOUR);
+        /// How often a call is made again that was not answered, or with 429 or 5xx. For endpoints that heed the header
+        /// Idempotency-Key, or to which it makes no difference.
+        pub retries: u32 = 0 => Int(0, 10);
+        /// Whether a person has to approve each call.
+        pub needs_approval: bool = false => Toggle;
+        /// The most that the model is shown of an answer. Some 16,000 tokens; the model is told that there was more.
+        pub max_output: usize = 64 * KIB => Size(KIB, 4 * MIB);
+        /// What becomes of a call that was under way when its worker died: "repeat" makes it again, with the same
+        /// Idempotency-Key; "fail" tells the model that it may have been made; "ask" asks a person.
+        pub on_cut_off: CutOff = CutOff::Repeat => OneOf(&CutOff::ALL);
+    }
+}
+
+fn no_parameters() -> serde_json::Map<String, serde_json::Value> {
+    let entries = [("type", "object".into()), ("properties", serde_json::Map::new().into())];
+    entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+}
+
+impl Entry for Tool {
+    const BUILT_IN: &'static [&'static str] = &[];
+}
+
+section! {
+    /// An MCP server, whose tools models may call as NAME_tool. Connected when a run first needs it; all runs of the node
+    /// share the connection. A tool whose description or parameters change is refused from then on, see approved.
+    /// docs/tools.md tells more.
+    pub struct Mcp {
+        /// The program and its arguments, for a server that speaks over stdin and stdout. It is killed with all that it
+        /// has started when the node ends. One of command and url has to be set.
+        pub command: Vec<String> = Vec::new() => List(FILLED);
+        /// The environment of the program, as NAME=value, env:NAME or file:PATH. Of the node's own, it sees PATH, HOME,
+        /// USER, LOGNAME, SHELL, TERM, TMPDIR, TZ, LANG and LC_ALL alone.
+        pub env: Vec<(String, SecretString)> = Vec::new() => List(SecretPair);
+        /// The URL of a server that speaks streamable HTTP.
+        pub url: Option<String> = None => Optional(HTTP_URL);
+        /// Headers of the requests, as tools.NAME.headers. Only with url.
+        pub headers: Vec<(String, SecretString)> = Vec::new() => List(SecretPair);
+        /// What url may lead to although it is not of the public internet, and by http:// too, as webhooks.allow.
+        pub allow: Vec<Allowed> = Vec::new() => List(ALLOWED);
+        /// Which of the server's tools are offered, by the server's own names. All of them when empty.
+        pub tools: Vec<String> = Vec::new() => List(FILLED);
+        /// The tools whose calls a person has to approve, by the server's own names; "*" for all.
+        pub needs_approval: Vec<String> = Vec::new() => List(FILLED);
+        /// The tools that a person has looked at, as tool=pin; "runcast tools" prints them. When not empty, only these
+        /// are offered, and only as they were then. When empty, what a tool is when this node first sees it counts.
+        pub approved: Vec<(String, String)> = Vec::new() => List(PIN);
+        /// How long one call may take. The model, and the run, wait for it.
+        pub timeout: Duration = MINUTE => Span(ms(100), HOUR);
+        /// How often a call is made again during which the server went away. For servers to which it makes no
+        /// difference.
+        pub retries: u32 = 0 => Int(0, 10);
+        /// The most that the model is shown of an answer. Some 16,000 tokens; the model is told that there was more.
+        pub max_output: usize = 64 * KIB => Size(KIB, 4 * MIB);
+        /// What becomes of a call that was under way when its worker died, as tools.NAME.on_cut_off. Nothing tells the
+        /// server that a repeated call is the same, hence the default.
+        pub on_cut_off: CutOff = CutOff::Fail => OneOf(&CutOff::ALL);
+    }
+}
+
+impl Entry for Mcp {
     const BUILT_IN: &'static [&'static str] = &[];
 }
 

@@ -233,7 +233,7 @@ impl<'f> Reader<'f> {
         for name in unknown {
             let tail = name.trim_start_matches("RUNCAST");
             let mut problem = suggest("unknown variable", nearest(name, tail, variables.iter().map(String::as_str)));
-            for map in ["AGENTS", "INGEST", "PROVIDERS", "TENANTS"] {
+            for map in ["AGENTS", "INGEST", "MCP", "PROVIDERS", "TENANTS", "TOOLS"] {
                 if name.starts_with(&format!("RUNCAST_{map}_")) {
                     let map = map.to_lowercase();
                     problem += &format!("; the file has to name the entry first, as [{map}.NAME]");

@@ -3,6 +3,8 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Durat
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
+mod tools;
+
 use super::*;
 use crate::thread::OnBusy;
 

@@ -97,6 +97,30 @@ words! {
 }
 
 words! {
+    /// What a tool is.
+    pub enum ToolKind {
+        /// An HTTP endpoint.
+        Http = "http",
+    }
+}
+
+words! {
+    /// The method of a request.
+    pub enum HttpMethod {
+        /// Reads.
+        Get = "GET",
+        /// Makes or does something.
+        Post = "POST",
+        /// Replaces.
+        Put = "PUT",
+        /// Changes.
+        Patch = "PATCH",
+        /// Removes.
+        Delete = "DELETE",
+    }
+}
+
+words! {
     /// The protocol that a model provider speaks.
     pub enum Protocol {
         /// The chat completions of OpenAI, which most providers offer too.

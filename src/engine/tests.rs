@@ -13,6 +13,7 @@ use serde_json::Map;
 use super::*;
 use crate::agent::{Agent, AgentError, Answer, RunContext};
 use crate::clock::SystemClock;
+use crate::net::guard::Guard;
 use crate::run::{Input, OnDisconnect, Timestamp};
 use crate::store::RunStore;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
@@ -88,7 +89,7 @@ fn settings() -> Settings {
 fn webhooks() -> WebhookParts {
     WebhookParts {
         keys: crate::webhook::Keys::missing(),
-        client: crate::webhook::Client::new(crate::webhook::guard::Guard::default(), Duration::from_secs(1)),
+        client: crate::webhook::Client::new(Guard::new("webhooks.allow", Vec::new()), Duration::from_secs(1)),
         render: |_| None,
         attempts: 1,
         concurrency: 8,

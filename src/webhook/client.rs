@@ -1,13 +1,14 @@
 //! The one place that sends webhooks.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use tokio::time::timeout;
 
-use super::guard::{Guard, Refused};
+use crate::net::guard::{Guard, Refused};
+use crate::net::{CallError, Caller};
 
 /// How much of an answer's body is read, in bytes, so that the connection can be used again.
 const MAX_BODY: usize = 16 << 10;
@@ -18,11 +19,8 @@ const BODY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Sends webhooks, to where the guard lets them go.
 #[derive(Debug)]
 pub struct Client {
-    guard: Guard,
+    caller: Caller,
     timeout: Duration,
-    /// Made when it is first needed: the certificates of the machine may be missing, and nobody may care.
-    https: OnceLock<reqwest::Client>,
-    http: OnceLock<reqwest::Client>,
 }
 
 /// Why a webhook has no answer. The text names no address, no user and no query.
@@ -39,17 +37,26 @@ pub enum SendError {
     Broken(String),
 }
 
+impl From<CallError> for SendError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(refused) => Self::Refused(refused),
+            CallError::Broken(problem) => Self::Broken(problem),
+        }
+    }
+}
+
 impl Client {
     /// A client that waits at most `timeout` for each answer.
     #[must_use]
     pub fn new(guard: Guard, timeout: Duration) -> Self {
-        Self { guard, timeout, https: OnceLock::new(), http: OnceLock::new() }
+        Self { caller: Caller::new(guard, timeout), timeout }
     }
 
     /// What decides where calls may go.
     #[must_use]
     pub fn guard(&self) -> &Guard {
-        &self.guard
+        self.caller.guard()
     }
 
     /// How long an answer may take.
@@ -64,30 +71,16 @@ impl Client {
     /// # Errors
     /// There is no answer; it may have arrived all the same.
     pub async fn post(&self, url: &str, headers: &[(&'static str, String)], body: Bytes) -> Result<u16, SendError> {
-        let url = self.guard.check(url).map_err(SendError::Refused)?;
-        let client = self.client(url.scheme() == "http").map_err(|error| SendError::Broken(said(&error)))?;
-        let mut request = client.post(url).header(CONTENT_TYPE, "application/json").body(body);
+        let mut request = self.caller.request(Method::POST, url)?.header(CONTENT_TYPE, "application/json").body(body);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let answered = timeout(self.timeout, request.send()).await.map_err(|_| SendError::Timeout(self.timeout))?;
-        let response = answered.map_err(|error| {
-            let refused = causes(&error).find_map(|cause| cause.downcast_ref::<Refused>().copied());
-            refused.map_or_else(|| SendError::Broken(said(&error)), SendError::Refused)
-        })?;
+        let sent = timeout(self.timeout, Caller::send(request)).await;
+        let response = sent.map_err(|_| SendError::Timeout(self.timeout))??;
         let status = response.status().as_u16();
         // The status is the answer, also when the rest breaks off or takes its time.
         timeout(BODY_TIMEOUT, drain(response)).await.unwrap_or_default();
         Ok(status)
-    }
-
-    fn client(&self, plain: bool) -> reqwest::Result<&reqwest::Client> {
-        let slot = if plain { &self.http } else { &self.https };
-        if let Some(client) = slot.get() {
-            return Ok(client);
-        }
-        let made = self.guard.client(plain, self.timeout)?;
-        Ok(slot.get_or_init(|| made))
     }
 }
 
@@ -100,20 +93,6 @@ async fn drain(mut response: reqwest::Response) {
             break;
         }
     }
-}
-
-fn causes<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
-}
-
-/// The innermost cause. The outer ones repeat the URL, and the names of libraries.
-fn said(error: &reqwest::Error) -> String {
-    if error.is_connect() && causes(error).any(|cause| cause.to_string().contains("dns error")) {
-        return "the host has no address".to_owned();
-    }
-    causes(error).last().map_or_else(|| "the connection broke".to_owned(), ToString::to_string)
 }
 
 #[cfg(test)]
@@ -145,7 +124,7 @@ mod tests {
 
     fn client(allowed: &str) -> Client {
         rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
-        Client::new(Guard::new(vec![allowed.parse().unwrap()]), Duration::from_secs(2))
+        Client::new(Guard::new("webhooks.allow", vec![allowed.parse().unwrap()]), Duration::from_secs(2))
     }
 
     #[tokio::test]
@@ -177,13 +156,13 @@ mod tests {
         // Only what has an address there may be called by http.
         assert_eq!(
             client("127.0.0.2/32").post(&url, &[], Bytes::new()).await,
-            Err(SendError::Refused(Refused::Private))
+            Err(SendError::Refused(Refused::Private("webhooks.allow".into())))
         );
         assert_eq!(client("127.0.0.1/32").post(&url, &[], Bytes::new()).await, Ok(204));
         let url = url.replace("http://", "https://");
         assert_eq!(
             client("127.0.0.2/32").post(&url, &[], Bytes::new()).await,
-            Err(SendError::Refused(Refused::Private))
+            Err(SendError::Refused(Refused::Private("webhooks.allow".into())))
         );
     }
 }

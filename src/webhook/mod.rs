@@ -7,12 +7,10 @@
 //! | --- | --- |
 //! | `sign.rs` | signatures and the secrets they are made with, pure |
 //! | `schedule.rs` | the waits between attempts, pure |
-//! | `guard.rs` | which URLs and addresses may be called; serves whatever calls URLs that users give |
 //! | `keys.rs` | the master key, from which all secrets are derived |
-//! | `client.rs` | the one place that sends |
+//! | `client.rs` | the one place that sends, through [`net`](crate::net) |
 
 mod client;
-pub mod guard;
 mod keys;
 mod schedule;
 mod sign;

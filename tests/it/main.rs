@@ -23,4 +23,5 @@ mod servers;
 mod stream;
 mod survive;
 mod threads;
+mod tools;
 mod webhooks;

@@ -167,7 +167,7 @@ async fn output_is_cut_between_characters_and_the_model_is_told() {
 #[tokio::test]
 async fn a_dropped_call_is_dropped_in_the_tool_at_once() {
     let (declared, tool) = tool(Policy::default(), |_| None);
-    let (context, _) = context();
+    let context = context();
     let asked = asked("{}");
     let mut call = Box::pin(declared.make(&asked, "key-1", &context));
     assert!(futures_util::poll!(&mut call).is_pending());
@@ -179,7 +179,7 @@ async fn a_dropped_call_is_dropped_in_the_tool_at_once() {
 #[tokio::test]
 async fn an_attempt_that_is_over_is_no_failure() {
     let (declared, _) = tool(Policy { retries: 3, ..Policy::default() }, |_| Some(Err(ToolError::Stopped)));
-    let (context, _) = context();
+    let context = context();
     assert_eq!(declared.make(&asked("{}"), "key-1", &context).await, Err(Stopped));
 }
 

@@ -16,8 +16,7 @@ pub(super) fn context() -> (RunContext, Arc<Seen>) {
 
 /// Calls `tool` as a model would, with key `key-1`.
 pub(super) async fn make(tool: &Declared, arguments: impl ToString) -> Outcome {
-    let (context, _) = context();
-    tool.make(&asked(arguments), "key-1", &context).await.unwrap()
+    tool.make(&asked(arguments), "key-1", &context()).await.unwrap()
 }
 
 /// What a model wants to be called.

@@ -3,10 +3,14 @@
 //! | file | owns |
 //! | --- | --- |
 //! | `calling.rs` | [`Declared::make`], the one way in which a tool is called |
+//! | `http/` | endpoints that the configuration declares |
+//! | `mcp/` | tools of MCP servers |
 
 mod calling;
+pub mod http;
 #[cfg(test)]
 mod kit;
+pub mod mcp;
 
 use std::fmt;
 use std::sync::Arc;
@@ -162,11 +166,16 @@ impl Declared {
     /// # Errors
     /// Its card's parameters are no JSON Schema, or one that refers to something outside of itself; says what is wrong.
     pub fn new(tool: Arc<dyn Tool>, policy: Policy) -> Result<Self, String> {
-        let card = tool.card();
-        let schema = jsonschema::validator_for(&card.parameters)
-            .map_err(|error| format!("tool {}: parameters are not a JSON Schema: {error}", card.name))?;
-        Ok(Self { tool, policy, schema: Arc::new(schema) })
+        let schema = schema_of(&tool.card())?;
+        Ok(Self { tool, policy, schema })
     }
+}
+
+/// The schema of a tool's arguments, ready for use.
+fn schema_of(card: &ToolCard) -> Result<Arc<jsonschema::Validator>, String> {
+    jsonschema::validator_for(&card.parameters)
+        .map(Arc::new)
+        .map_err(|error| format!("tool {}: parameters are not a JSON Schema: {error}", card.name))
 }
 
 /// Tools that may change while agents use them: those of an MCP server. Asked before each model call.

@@ -1,6 +1,6 @@
-//! Which URLs may be called when a user has named them.
+//! Which URLs may be called when a user has named them, or what a model says has become part of them.
 //!
-//! A user's URL must not become a way into the operator's own network: only addresses of the public internet are
+//! Such a URL must not become a way into the operator's own network: only addresses of the public internet are
 //! called, but for those that the configuration allows. Literal addresses are looked at in the URL, names when they
 //! are resolved; and only addresses that were looked at are connected to, so that a name which changes its mind
 //! between the check and the call gains nothing. See [`Guard::client`].
@@ -81,7 +81,7 @@ impl fmt::Display for Allowed {
 }
 
 /// Why a URL is not called. The text says nothing about the operator's network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// It does not parse, or names no host.
     #[error("expected an https:// URL")]
@@ -89,28 +89,38 @@ pub enum Refused {
     /// It is of another scheme.
     #[error("expected a URL that begins with https://")]
     Scheme,
-    /// `http://`, and not to what the configuration allows.
-    #[error("expected a URL that begins with https://: plain http:// is for hosts of webhooks.allow alone")]
-    Plain,
+    /// `http://`, and not to what the configuration allows in the key that it holds.
+    #[error("expected a URL that begins with https://: plain http:// is for hosts of {0} alone")]
+    Plain(Arc<str>),
     /// It holds a user or a password.
     #[error("expected a URL without user and password")]
     UserInfo,
-    /// Its address is none of the public internet, or it has none that is.
-    #[error("the host has no public address, and webhooks.allow does not name it")]
-    Private,
+    /// Its address is none of the public internet, or it has none that is, and the key that it holds does not name it.
+    #[error("the host has no public address, and {0} does not name it")]
+    Private(Arc<str>),
 }
 
 /// Decides which URLs and addresses may be called.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Guard {
     allowed: Arc<[Allowed]>,
+    /// The key of the configuration that says so.
+    key: Arc<str>,
 }
 
 impl Guard {
-    /// Allows the public internet and what is in `allowed`.
+    /// Allows the public internet and what is in `allowed`, the value of the configuration's `key`, which refusals name.
     #[must_use]
-    pub fn new(allowed: Vec<Allowed>) -> Self {
-        Self { allowed: allowed.into() }
+    pub fn new(key: &str, allowed: Vec<Allowed>) -> Self {
+        Self { allowed: allowed.into(), key: key.into() }
+    }
+
+    fn plain(&self) -> Refused {
+        Refused::Plain(Arc::clone(&self.key))
+    }
+
+    fn private(&self) -> Refused {
+        Refused::Private(Arc::clone(&self.key))
     }
 
     /// The URL, if it may be called as far as that can be told without resolving its host.
@@ -130,10 +140,10 @@ impl Guard {
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or(Refused::NoUrl)?;
         match literal(host) {
             Some(address) if self.names(address) => Ok(url),
-            Some(address) if !is_public(address) => Err(Refused::Private),
-            Some(_) if plain => Err(Refused::Plain),
+            Some(address) if !is_public(address) => Err(self.private()),
+            Some(_) if plain => Err(self.plain()),
             // Which addresses it has shows when it is called: `http` goes to those alone that are allowed by name.
-            None if plain && !self.names_host(host) && !self.names_addresses() => Err(Refused::Plain),
+            None if plain && !self.names_host(host) && !self.names_addresses() => Err(self.plain()),
             Some(_) | None => Ok(url),
         }
     }
@@ -200,7 +210,7 @@ impl Resolve for Sieve {
             let host = name.as_str();
             let sifted = guard.sift(host, tokio::net::lookup_host((host, 0)).await?, plain);
             if sifted.is_empty() {
-                return Err(Refused::Private.into());
+                return Err(guard.private().into());
             }
             Ok(Box::new(sifted.into_iter()) as Addrs)
         })
@@ -280,7 +290,7 @@ mod tests {
     use super::*;
 
     fn guard(allowed: &[&str]) -> Guard {
-        Guard::new(allowed.iter().map(|text| text.parse().unwrap()).collect())
+        Guard::new("tools.x.allow", allowed.iter().map(|text| text.parse().unwrap()).collect())
     }
 
     const PUBLIC: [&str; 14] = [
@@ -365,33 +375,42 @@ mod tests {
 
     #[test]
     fn urls_are_refused_for_what_is_wrong_with_them() {
+        let guard = guard(&[]);
         for (url, refused) in [
             ("", Refused::NoUrl),
             ("example.com", Refused::NoUrl),
             ("https://", Refused::NoUrl),
             ("ftp://example.com", Refused::Scheme),
             ("file:///etc/passwd", Refused::Scheme),
-            ("http://example.com", Refused::Plain),
-            ("http://1.1.1.1/x", Refused::Plain),
+            ("http://example.com", guard.plain()),
+            ("http://1.1.1.1/x", guard.plain()),
             ("https://u@example.com", Refused::UserInfo),
             ("https://u:p@example.com", Refused::UserInfo),
-            ("https://127.0.0.1", Refused::Private),
-            ("http://127.0.0.1:8080", Refused::Private),
-            ("https://127.1", Refused::Private),
-            ("https://0x7f000001", Refused::Private),
-            ("https://2130706433/", Refused::Private),
-            ("https://0177.0.0.1/", Refused::Private),
-            ("https://127.0.0.1./", Refused::Private),
-            ("https://[::1]/", Refused::Private),
-            ("https://[::ffff:127.0.0.1]/", Refused::Private),
-            ("https://[::ffff:7f00:1]/", Refused::Private),
-            ("https://169.254.169.254/latest/meta-data", Refused::Private),
-            ("https://１２７.0.0.1/", Refused::Private),
+            ("https://127.0.0.1", guard.private()),
+            ("http://127.0.0.1:8080", guard.private()),
+            ("https://127.1", guard.private()),
+            ("https://0x7f000001", guard.private()),
+            ("https://2130706433/", guard.private()),
+            ("https://0177.0.0.1/", guard.private()),
+            ("https://127.0.0.1./", guard.private()),
+            ("https://[::1]/", guard.private()),
+            ("https://[::ffff:127.0.0.1]/", guard.private()),
+            ("https://[::ffff:7f00:1]/", guard.private()),
+            ("https://169.254.169.254/latest/meta-data", guard.private()),
+            ("https://１２７.0.0.1/", guard.private()),
         ] {
-            assert_eq!(Guard::default().check(url).unwrap_err(), refused, "{url}");
+            assert_eq!(guard.check(url).unwrap_err(), refused, "{url}");
         }
         for url in ["https://example.com/a?b=c", "https://example.com:8443", "https://1.1.1.1", "HTTPS://EXAMPLE.COM"] {
-            assert!(Guard::default().check(url).is_ok(), "{url}");
+            assert!(guard.check(url).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_key_that_could_allow_it() {
+        for url in ["https://127.0.0.1", "http://example.com"] {
+            let text = guard(&[]).check(url).unwrap_err().to_string();
+            assert!(text.contains("tools.x.allow"), "{text}");
         }
     }
 
@@ -496,7 +515,7 @@ mod tests {
             for host in spellings {
                 for scheme in ["http", "https"] {
                     let url = format!("{scheme}://{host}:{port}/{path}");
-                    prop_assert!(Guard::default().check(&url).is_err(), "{}", url);
+                    prop_assert!(guard(&[]).check(&url).is_err(), "{}", url);
                 }
             }
         }
