@@ -99,7 +99,9 @@ impl Declared {
         };
         Ok(match output.content {
             Value::String(text) => text,
-            other => other.to_string(),
+            other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                other.to_string()
+            }
         })
     }
 

@@ -42,13 +42,11 @@ async fn a_browser_reads_a_page_and_ends_with_the_node() {
     assert!(shown.contains("Apples") && shown.contains("3 francs"), "{shown}");
     let refused = bench.call("browser_browser_navigate", json!({"url": "file:///etc/passwd"})).await;
     assert!(refused.failed && !refused.content.contains("root:"), "{refused:?}");
-    let of_bench = |process: &u32| {
-        let command = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains("RUNCAST_MCP_GROUP=")
-            && parent_chain(*process).contains(&std::process::id())
-    };
-    let processes: Vec<u32> = all_processes().into_iter().filter(of_bench).collect();
-    assert!(processes.len() > 2, "the server and its browser: {processes:?}");
+    let directory = bench.directory.path().to_str().unwrap().to_owned();
+    let all = all_processes();
+    let server = all.iter().find(|process| command(**process).contains(&directory)).expect("the server");
+    let processes: Vec<u32> = all.iter().copied().filter(|process| parents(*process).contains(server)).collect();
+    assert!(processes.len() > 2, "the server, its browser and the browser's own: {processes:?}");
     drop(bench);
     gone(&processes).await;
 }
@@ -58,8 +56,12 @@ fn all_processes() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+fn command(process: u32) -> String {
+    String::from_utf8_lossy(&std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default()).into_owned()
+}
+
 /// The process, its parent, and so on.
-fn parent_chain(process: u32) -> Vec<u32> {
+fn parents(process: u32) -> Vec<u32> {
     let parent = |process: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 1)

@@ -211,10 +211,8 @@ mod tests {
     use super::*;
 
     fn map(value: Value) -> Map<String, Value> {
-        match value {
-            Value::Object(map) => map,
-            other => panic!("{other} is no object"),
-        }
+        let Value::Object(map) = value else { panic!("{value} is no object") };
+        map
     }
 
     fn fill(template: &str, arguments: Value) -> Result<String, String> {

@@ -209,13 +209,16 @@ impl Connection {
         while let Ok(text) = progress.try_recv() {
             call.progress(text).await?;
         }
-        match answer.unwrap_or(Err(ServiceError::TransportClosed)).map_err(failure)? {
-            ServerResult::CallToolResult(result) => given(&result),
-            ServerResult::EmptyResult(_) => Ok(String::new()),
-            ServerResult::InputRequiredResult(_) => Err(ToolError::Permanent(
-                "the tool asks for more input than its arguments, which nobody can give".to_owned(),
-            )),
-            _ => Err(ToolError::Permanent("the server's answer is not that of a tool".to_owned())),
+        let answer = answer.unwrap_or(Err(ServiceError::TransportClosed)).map_err(failure)?;
+        if let ServerResult::CallToolResult(result) = answer {
+            given(&result)
+        } else if let ServerResult::EmptyResult(_) = answer {
+            Ok(String::new())
+        } else if let ServerResult::InputRequiredResult(_) = answer {
+            let problem = "the tool asks for more input than its arguments, which nobody can give";
+            Err(ToolError::Permanent(problem.to_owned()))
+        } else {
+            Err(ToolError::Permanent("the server's answer is not that of a tool".to_owned()))
         }
     }
 }
@@ -239,14 +242,15 @@ fn given(result: &CallToolResult) -> Result<String, ToolError> {
 }
 
 fn failure(error: ServiceError) -> ToolError {
-    match error {
-        ServiceError::McpError(error) => ToolError::Permanent(error.message.into_owned()),
-        ServiceError::TransportClosed => {
-            ToolError::Transient("the server went away; the call may have been made".to_owned())
-        }
+    if let ServiceError::McpError(error) = error {
+        ToolError::Permanent(error.message.into_owned())
+    } else if let ServiceError::TransportClosed = error {
+        ToolError::Transient("the server went away; the call may have been made".to_owned())
+    } else if let ServiceError::TransportSend(_) = error {
         // Its sources may quote what was sent.
-        ServiceError::TransportSend(_) => ToolError::Transient("the server cannot be reached".to_owned()),
-        other => ToolError::Permanent(other.to_string()),
+        ToolError::Transient("the server cannot be reached".to_owned())
+    } else {
+        ToolError::Permanent(error.to_string())
     }
 }
 

@@ -3,7 +3,8 @@
 //! They are ended without a word: by this node when it lets go of the [`Group`], and by a watcher when the node is gone,
 //! however it went. The watcher is a shell that waits for the end of its standard input, which this node holds. It leads
 //! the process group, so that the group's number stays taken until the group has been ended. What has left the group is
-//! found by a mark in its environment.
+//! found by a mark in its environment, unless it writes over that, as the children of browsers do, which end with the
+//! browser.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -132,7 +133,7 @@ fn end_marked(mark: &str) {
             let has = environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
             Pid::from_raw(id).filter(|_| has)
         });
-        let found = marked.map(|process| kill_process(process, Signal::KILL)).count();
+        let found = marked.inspect(|process| kill_process(*process, Signal::KILL).unwrap_or_default()).count();
         if found == 0 {
             return;
         }
