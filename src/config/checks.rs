@@ -138,7 +138,9 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
     }
     match (agent.kind, &agent.model) {
         (AgentKind::Scripted, _) => {
-            for only_model in ["model", "system", "temperature", "max_tokens"].map(key) {
+            for only_model in
+                ["model", "fallback_models", "restart_on_fallback", "system", "temperature", "max_tokens"].map(key)
+            {
                 if reader.origins.contains_key(&only_model) && fine(reader, &[&only_model]) {
                     reader.blame(&[&only_model], "makes no sense for an agent of kind scripted");
                 }
@@ -147,12 +149,20 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         (AgentKind::Model, None) if fine(reader, &[&key("model")]) => {
             reader.blame(&[&key("model")], "has to be set for an agent of kind model; expected provider/model");
         }
-        (AgentKind::Model, Some(model)) if !config.providers.contains_key(&model.provider) => {
-            let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
-            let problem = format!("expected a provider of [providers], one of {}, got {model}", known.join(", "));
-            reader.blame(&[&key("model")], problem);
+        (AgentKind::Model, _) => {
+            let model = agent.model.iter().map(|model| ("model", model));
+            let fallbacks = agent.fallback_models.iter().map(|model| ("fallback_models", model));
+            for (name, model) in model.chain(fallbacks) {
+                if !config.providers.contains_key(&model.provider) {
+                    let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
+                    let known = known.join(", ");
+                    reader.blame(
+                        &[&key(name)],
+                        format!("expected a provider of [providers], one of {known}, got {model}"),
+                    );
+                }
+            }
         }
-        (AgentKind::Model, _) => {}
     }
 }
 

@@ -56,6 +56,15 @@ impl std::ops::Add for Usage {
     }
 }
 
+/// What a model costs, in millionths of the currency unit for a million tokens. The currency is the operator's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Price {
+    /// Of a million tokens that it reads.
+    pub input: u64,
+    /// Of a million tokens that it writes.
+    pub output: u64,
+}
+
 /// Why a run failed: a stable code and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct RunError {

@@ -14,6 +14,7 @@ mod lifecycle;
 mod local_model;
 mod model;
 mod operate;
+mod providers;
 mod refuse;
 mod retention;
 mod schedules;
