@@ -35,6 +35,11 @@ pub trait Agent: Send + Sync + 'static {
     /// What this agent is. Asked once, when it is registered.
     fn card(&self) -> AgentCard;
 
+    /// Why its fallback answers in place of what it is made of; `None`: it does not, as far as is known.
+    fn stands_in(&self) -> Option<String> {
+        None
+    }
+
     /// Executes one attempt. Must not block its thread: other runs share it.
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError>;
 }

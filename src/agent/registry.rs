@@ -56,6 +56,11 @@ impl Agents {
         self.by_name.values().map(|registered| &registered.card)
     }
 
+    /// The agents whose fallbacks answer, and why.
+    pub fn standing_in(&self) -> impl Iterator<Item = (&str, String)> {
+        self.by_name.iter().filter_map(|(name, registered)| Some((name.as_str(), registered.agent.stands_in()?)))
+    }
+
     /// Checks `params` against the schema of the agent called `name`.
     pub fn check_params(&self, name: &str, params: &Map<String, Value>) -> Result<(), InvalidParams> {
         let Some(registered) = self.by_name.get(name) else { return Ok(()) };

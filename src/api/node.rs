@@ -23,6 +23,9 @@ pub(super) struct Health {
     status: &'static str,
     /// Each part: `ok`, or what is wrong with it.
     parts: BTreeMap<&'static str, String>,
+    /// The agents whose fallbacks answer in place of their models, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    fallbacks: BTreeMap<String, String>,
     version: &'static str,
 }
 
@@ -53,7 +56,8 @@ pub(super) struct ModelList {
 }
 
 async fn readiness(state: &ApiState) -> Readiness {
-    let one = |part, problem: String| Readiness { parts: BTreeMap::from([(part, Err(problem))]) };
+    let one =
+        |part, problem: String| Readiness { parts: BTreeMap::from([(part, Err(problem))]), fallbacks: BTreeMap::new() };
     match state.engine.get() {
         None => one("start", state.stage()),
         Some(engine) => match tokio::time::timeout(PATIENCE, engine.readiness()).await {
@@ -68,6 +72,7 @@ fn health_of(readiness: &Readiness) -> Health {
     Health {
         status: if readiness.is_ready() { "ok" } else { "degraded" },
         parts: readiness.parts.iter().map(|(part, result)| (*part, say(result))).collect(),
+        fallbacks: readiness.fallbacks.clone(),
         version: env!("CARGO_PKG_VERSION"),
     }
 }

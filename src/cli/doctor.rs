@@ -267,7 +267,7 @@ impl Doctor {
     fn providers(&mut self, config: &Config) {
         let missing: Vec<_> = app::missing_keys(config).collect();
         if missing.is_empty() {
-            self.tell("providers", Fine(format!("{} with all they need", config.providers.len())));
+            self.tell("providers", Fine(format!("{} with all they need", app::providers(config).count())));
         }
         for (provider, missing) in missing {
             self.tell("provider", Warning(provider.to_owned(), missing));

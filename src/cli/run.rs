@@ -30,7 +30,7 @@ pub(super) struct RunArgs {
     /// What the agent is asked; - reads it from standard input.
     prompt: String,
     /// The agent; else `assistant`, which is there once the environment names a model provider
-    /// (OPENAI_API_KEY or OPENAI_BASE_URL), else `scripted`, which repeats the prompt.
+    /// (OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY or GEMINI_API_KEY), else `scripted`, which repeats the prompt.
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
     /// The agent's own options, a JSON object such as '{"delay_ms": 50}'.
@@ -178,7 +178,7 @@ impl Executor {
         eprintln!(
             "runcast: there is no agent assistant {}, so the scripted agent answers: no model is behind it",
             match self {
-                Self::Here(_) => "(set OPENAI_API_KEY or OPENAI_BASE_URL)",
+                Self::Here(_) => "(set OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY or GEMINI_API_KEY)",
                 Self::There(_) => "on the server",
             },
         );

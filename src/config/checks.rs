@@ -7,6 +7,7 @@ use super::{
     sources::{Reader, join},
     values::{AgentKind, BrokerUrl, IngestKind, Mode, Role, StoreUrl},
 };
+use crate::agent::model::{Fallback, is_own_tool};
 use crate::agent::tools::http::HttpRequest;
 
 /// Reports keys that contradict each other; a key that was refused on its own is not held against others.
@@ -135,16 +136,15 @@ fn check_leases(config: &Config, reader: &mut Reader<'_>) {
 /// A key that is for agents of some kinds alone, and whether an agent has something there.
 type OfKinds = (&'static str, &'static [AgentKind], fn(&Agent) -> bool);
 
-/// Runcast's own tools, which need no declaration.
-const OWN_TOOLS: [&str; 3] = ["complete", "ask", "hand_off"];
-
 const MODEL: &[AgentKind] = &[AgentKind::Model];
 const PROCESS: &[AgentKind] = &[AgentKind::Process];
 const REMOTE: &[AgentKind] = &[AgentKind::Remote];
 
 /// All of them. What is written as it is by default, as in a rendered configuration, is not held against anyone.
-const OF_KINDS: [OfKinds; 22] = [
+const OF_KINDS: [OfKinds; 24] = [
     ("model", MODEL, |agent| agent.model.is_some()),
+    ("fallback_models", MODEL, |agent| !agent.fallback_models.is_empty()),
+    ("restart_on_fallback", MODEL, |agent| agent.restart_on_fallback),
     ("system", MODEL, |agent| agent.system.is_some()),
     ("temperature", MODEL, |agent| agent.temperature.is_some()),
     ("max_tokens", MODEL, |agent| agent.max_tokens.is_some()),
@@ -183,12 +183,15 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
         let keys = [key("debounce"), key("debounce_max")];
         reader.blame(&[&keys[0], &keys[1]], "debounce is longer than debounce_max");
     }
-    let own = |name: &str| agent.kind == AgentKind::Model && OWN_TOOLS.contains(&name);
+    let own = |name: &str| agent.kind == AgentKind::Model && is_own_tool(name);
     let known = |name: &str| own(name) || config.tools.contains_key(name) || config.mcp.contains_key(name);
     if let Some(name) = agent.tools.iter().find(|name| !known(name)) {
-        let own = OWN_TOOLS.join(", ");
+        let own = "complete, ask and hand_off";
         let expected = format!("expected names of entries of tools and mcp, or for a model {own}; got {name:?}");
         reader.blame(&[&key("tools")], expected);
+    }
+    if let Err(error) = Fallback::new(Some(String::new()), agent.fallback_extract.clone()) {
+        reader.blame(&[&key("fallback_extract")], format!("expected regular expressions; {error}"));
     }
     let kind = agent.kind;
     for (name, kinds, is_set) in OF_KINDS {
@@ -208,13 +211,14 @@ fn check_agent(config: &Config, path: &str, agent: &Agent, reader: &mut Reader<'
     {
         reader.blame(&[&key(name)], format!("has to be set for an agent of kind {kind}; expected {expected}"));
     }
-    if let Some(model) = &agent.model
-        && kind == AgentKind::Model
-        && !config.providers.contains_key(&model.provider)
-    {
-        let known: Vec<&str> = config.providers.keys().map(String::as_str).collect();
-        let problem = format!("expected a provider of [providers], one of {}, got {model}", known.join(", "));
-        reader.blame(&[&key("model")], problem);
+    let model = agent.model.iter().filter(|_| kind == AgentKind::Model).map(|model| ("model", model));
+    let others = agent.fallback_models.iter().map(|model| ("fallback_models", model));
+    for (name, model) in model.chain(others) {
+        if !config.providers.contains_key(&model.provider) {
+            let known = config.providers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let problem = format!("expected a provider of [providers], one of {known}, got {model}");
+            reader.blame(&[&key(name)], problem);
+        }
     }
 }
 

@@ -38,8 +38,8 @@ pub use sections::{
     Schedules, Server, Sqlite, Tenant, Tool, Webhooks, Worker,
 };
 pub use values::{
-    AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl,
-    StoreUrl, Synchronous, ToolKind,
+    AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelPrice, ModelRef, Protocol, Role,
+    ServiceUrl, StoreUrl, Synchronous, ToolKind,
 };
 
 use parts::Part;
@@ -110,6 +110,11 @@ impl Config {
         }
         config.origins = reader.origins;
         Ok(config)
+    }
+
+    /// Whether anything of the section at a path, such as `providers.openai`, was set.
+    pub fn is_set(&self, section: &str) -> bool {
+        self.origins.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
     }
 
     /// Returns where the value of a key came from, by its path such as `server.heartbeat`.

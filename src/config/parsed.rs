@@ -8,10 +8,11 @@ use toml::Value;
 use super::{
     codecs::{Codec, Problem, literal, text},
     sources::Surroundings,
-    values::{BrokerUrl, ModelRef, ServiceUrl, StoreUrl},
+    values::{BrokerUrl, ModelPrice, ModelRef, ServiceUrl, StoreUrl, millionths},
 };
 use crate::agent::tools::http::UrlTemplate;
 use crate::net::guard::Allowed;
+use crate::run::Price;
 
 /// Text that is converted by a function, and written again by another.
 pub(super) struct Parsed<T> {
@@ -272,6 +273,22 @@ pub(super) const MODEL: Parsed<ModelRef> = Parsed {
         _ => Err(Problem::Unlike),
     },
     display: ModelRef::to_string,
+};
+
+/// What a model costs, written `model=input/output`. Names of models may have a `=` or a `/` too.
+pub(super) const PRICE: Parsed<ModelPrice> = Parsed {
+    expected: "model=input/output, such as \"gpt-4o-mini=0.15/0.60\"",
+    parse: |text| {
+        let (model, price) = text.rsplit_once('=').ok_or(Problem::Unlike)?;
+        let (input, output) = price.split_once('/').ok_or(Problem::Unlike)?;
+        let money = |text: &str| millionths(text.trim()).ok_or(Problem::Unlike);
+        let price = Price { input: money(input)?, output: money(output)? };
+        match model.trim() {
+            "" => Err(Problem::Unlike),
+            model => Ok(ModelPrice { model: model.to_owned(), price }),
+        }
+    },
+    display: ModelPrice::to_string,
 };
 
 /// A secret: `env:NAME`, `file:PATH`, or itself. Its field is the least number of characters.

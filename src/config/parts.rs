@@ -27,8 +27,14 @@ pub(super) trait Part {
 }
 
 /// Names the entries of a map of sections that are there without being written.
-pub(super) trait Entry {
+pub(super) trait Entry: Sized {
     const BUILT_IN: &'static [&'static str];
+
+    /// The entry with what its name says; `is_set` tells whether a key of it is set.
+    fn named(self, name: &str, is_set: impl Fn(&str) -> bool) -> Self {
+        let _ = (name, is_set);
+        self
+    }
 }
 
 /// Declares a section: `/// meaning, why` `pub key: Type = default => codec;`, then `parts` (sections inside it) and
@@ -100,7 +106,7 @@ pub(super) use section;
 
 impl<S: Part + Entry> Part for BTreeMap<String, S> {
     fn initial() -> Self {
-        S::BUILT_IN.iter().map(|name| ((*name).to_owned(), S::initial())).collect()
+        S::BUILT_IN.iter().map(|name| ((*name).to_owned(), S::initial().named(name, |_| false))).collect()
     }
 
     fn read(reader: &mut Reader<'_>, mut scope: Scope) -> Self {
@@ -111,7 +117,10 @@ impl<S: Part + Entry> Part for BTreeMap<String, S> {
         for (name, line) in names {
             let inner = reader.enter(&mut scope, &name);
             if is_name(&name) {
-                entries.insert(name, S::read(reader, inner));
+                let path = inner.path.clone();
+                let entry = S::read(reader, inner);
+                let entry = entry.named(&name, |key| reader.origins.contains_key(&join(&path, key)));
+                entries.insert(name, entry);
             } else {
                 let origin = line.map_or(Origin::Default, |line| reader.at(line));
                 reader.fault(&inner.path, origin, "expected a name of 1 to 64 of the characters a-z A-Z 0-9 _ -");

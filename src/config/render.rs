@@ -46,7 +46,7 @@ pub fn example_toml() -> String {
     let mut lines = Vec::new();
     Config::default().list("", &mut lines);
     let mut text = HEAD.to_owned();
-    for line in &lines {
+    for line in lines.iter().filter(|line| !is_repeated(line)) {
         text += &explained(line, "#");
     }
     // There are none by default, so these are examples throughout.
@@ -62,14 +62,21 @@ pub fn example_toml() -> String {
     text
 }
 
+/// Whether a line says of a further built-in provider what stands at openai.
+fn is_repeated(line: &Line) -> bool {
+    let Line::Key { path, name, .. } = line else { return false };
+    let further = ["providers.anthropic.", "providers.gemini."].iter().any(|section| path.starts_with(section));
+    further && !matches!(*name, "protocol" | "api_key")
+}
+
 /// Explains one line; `mark` is what the line itself begins with.
 fn explained(line: &Line, mark: &str) -> String {
     match line {
         Line::Section { path, .. } if path.is_empty() => String::new(),
         Line::Section { path, about } => format!("\n\n{}{mark}[{path}]\n", commented(about)),
         Line::Key { path, name, about, expected, value } => {
-            let alias = ALIASES.iter().find(|alias| alias.key == path);
-            let alias = alias.map_or_else(String::new, |alias| format!(", alias {}", alias.name));
+            let aliases: Vec<_> = ALIASES.iter().filter(|alias| alias.key == path).map(|alias| alias.name).collect();
+            let alias = if aliases.is_empty() { String::new() } else { format!(", alias {}", aliases.join(" or ")) };
             let takes = format!("# Takes {expected}; {}{alias}.\n", variable(path));
             let value = match value {
                 Some(value) => format!("{mark}{name} = {value}\n"),

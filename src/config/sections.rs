@@ -12,12 +12,12 @@ use super::{
     follow_ups::FollowUps,
     parsed::{
         ADDRESS, ALLOWED, BROKER, ENDPOINT, FILLED, HTTP_URL, JSON, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, PIN,
-        QUEUES, STORE, Secret, SecretPair, TEMPLATE,
+        PRICE, QUEUES, STORE, Secret, SecretPair, TEMPLATE,
     },
     parts::{Entry, section},
     values::{
-        AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelRef, Protocol, Role, ServiceUrl,
-        StoreUrl, Synchronous, ToolKind,
+        AgentKind, BrokerUrl, FollowUp, HttpMethod, IngestKind, LogFormat, Mode, ModelPrice, ModelRef, Protocol, Role,
+        ServiceUrl, StoreUrl, Synchronous, ToolKind,
     },
 };
 use crate::agent::tools::CutOff;
@@ -378,11 +378,12 @@ section! {
 section! {
     /// A model provider, under the name that agents use before the slash of their model.
     pub struct Provider {
-        /// The protocol that it speaks. Most providers and local servers offer this one.
+        /// The protocol that it speaks. Most providers and local servers offer "openai", the chat completions. The entries
+        /// anthropic and gemini speak the protocol of their name unless told otherwise.
         pub protocol: Protocol = Protocol::OpenAi => OneOf(Protocol::ALL);
-        /// Where its API is, up to what stands before /chat/completions. Every provider but OpenAI has to set it: this
-        /// default holds for all names.
-        pub base_url: String = "https://api.openai.com/v1".to_owned() => HTTP_URL;
+        /// Where its API is, up to what stands before /chat/completions, /responses, /messages or /models. When not set,
+        /// that of OpenAI, Anthropic or Google, whose protocol it is; every other provider has to set it.
+        pub base_url: Option<String> = None => Optional(HTTP_URL);
         /// The key that it asks for. Without one, requests carry none, which is right for most local servers. Better
         /// "env:NAME" or "file:PATH" than the key itself.
         pub api_key: Option<SecretString> = None => Optional(Secret(1));
@@ -399,11 +400,38 @@ section! {
         /// How long a whole answer may take, from the request to its end. Long answers of slow models take minutes; one
         /// that goes round in circles has to end.
         pub total_timeout: Duration = s(1_800) => Span(ms(100), DAY);
+        /// How many calls may be under way at once on this node; others wait, in their order, for as long as
+        /// first_token_timeout. For servers that bear no more. No bound when not set.
+        pub max_concurrent: Option<usize> = None => Optional(Int(1, 100_000));
+        /// How many requests this node may make within any minute; others wait as those of max_concurrent. For what the
+        /// provider allows, divided by the nodes. No bound when not set.
+        pub requests_per_minute: Option<usize> = None => Optional(Int(1, 100_000));
+        /// What models cost for a million tokens, read and written, in the operator's currency. Runs on models without a
+        /// price count as free.
+        pub prices: Vec<ModelPrice> = Vec::new() => List(PRICE);
     }
 }
 
 impl Entry for Provider {
-    const BUILT_IN: &'static [&'static str] = &["openai"];
+    const BUILT_IN: &'static [&'static str] = &["anthropic", "gemini", "openai"];
+
+    fn named(mut self, name: &str, is_set: impl Fn(&str) -> bool) -> Self {
+        if !is_set("protocol") {
+            self.protocol = match name {
+                "anthropic" => Protocol::Anthropic,
+                "gemini" => Protocol::Gemini,
+                _ => self.protocol,
+            };
+        }
+        self
+    }
+}
+
+impl Provider {
+    /// Where its API is.
+    pub fn base_url(&self) -> &str {
+        self.base_url.as_deref().unwrap_or(self.protocol.home())
+    }
 }
 
 section! {
@@ -420,6 +448,13 @@ section! {
         /// The model, as provider/model, its provider being an entry of providers. Needed by kind "model", and only
         /// there.
         pub model: Option<ModelRef> = None => Optional(MODEL);
+        /// The models that are asked, one after the other, when the model fails in a way that may pass: it is overloaded,
+        /// away or silent. A list of provider/model. Only for kind "model".
+        pub fallback_models: Vec<ModelRef> = Vec::new() => List(MODEL);
+        /// Whether a model of fallback_models may also take over when something of the answer has been shown already,
+        /// which then counts for nothing and is said anew. Otherwise the attempt fails, and another may follow. Only for
+        /// kind "model".
+        pub restart_on_fallback: bool = false => Toggle;
         /// The instructions that every conversation with the model begins with. Only for kind "model".
         pub system: Option<String> = None => Optional(Text);
         /// How freely the model chooses its words; 0 is the least. Left to the provider when not set. Only for kind

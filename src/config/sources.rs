@@ -37,6 +37,9 @@ pub(super) const ALIASES: &[Alias] = &[
     Alias { key: "worker.enabled", name: "DISABLE_WORKERS", text: negated },
     Alias { key: "recovery.sweep_interval", name: "RECOVERY_CHECK_INTERVAL_SECONDS", text: |n| format!("{n}s") },
     Alias { key: "runs.timeout", name: "STUCK_RUN_TIMEOUT_MINUTES", text: |n| format!("{n}m") },
+    Alias { key: "providers.anthropic.api_key", name: "ANTHROPIC_API_KEY", text: str::to_owned },
+    Alias { key: "providers.gemini.api_key", name: "GEMINI_API_KEY", text: str::to_owned },
+    Alias { key: "providers.gemini.api_key", name: "GOOGLE_API_KEY", text: str::to_owned },
     Alias { key: "providers.openai.base_url", name: "OPENAI_BASE_URL", text: str::to_owned },
     Alias { key: "providers.openai.api_key", name: "OPENAI_API_KEY", text: str::to_owned },
 ];

@@ -128,12 +128,60 @@ fn aliases_configure_the_built_in_provider() {
         .file(".env", "OPENAI_MODEL=small\n");
     let config = start.loaded();
     let openai = &config.providers["openai"];
-    assert_eq!(openai.base_url, "http://localhost:8000/v1");
+    assert_eq!(openai.base_url(), "http://localhost:8000/v1");
     assert_eq!(openai.api_key.as_ref().map(ExposeSecret::expose_secret), Some(KEY));
     assert_eq!(config.openai_model.as_deref(), Some("small"));
     assert_eq!(config.origin("providers.openai.api_key"), Origin::Alias("OPENAI_API_KEY".into()));
     let config = start.env("OPENAI_API_KEY", "").loaded();
     assert!(config.providers["openai"].api_key.is_none(), "empty is not set");
+}
+
+#[test]
+fn built_in_providers_speak_the_protocol_of_their_name_and_have_their_keys_from_the_environment() {
+    let start = Start::new().env("ANTHROPIC_API_KEY", KEY).env("GOOGLE_API_KEY", KEY);
+    let config = start.file("runcast.toml", "[providers.own]\nbase_url = \"http://h/v1\"\n").loaded();
+    let has = |name: &str| {
+        let provider = &config.providers[name];
+        (provider.protocol, provider.base_url(), provider.api_key.is_some())
+    };
+    assert_eq!(has("anthropic"), (Protocol::Anthropic, "https://api.anthropic.com/v1", true));
+    assert_eq!(has("gemini"), (Protocol::Gemini, "https://generativelanguage.googleapis.com/v1beta", true));
+    assert_eq!(has("openai"), (Protocol::OpenAi, "https://api.openai.com/v1", false));
+    assert_eq!(has("own"), (Protocol::OpenAi, "http://h/v1", false));
+    assert!(config.is_set("providers.anthropic") && !config.is_set("providers.openai"));
+    let start = Start::new().env("GEMINI_API_KEY", "first").env("GOOGLE_API_KEY", "second");
+    let config = start.file("runcast.toml", "[providers.gemini]\nprotocol = \"openai\"\n").loaded();
+    let gemini = &config.providers["gemini"];
+    assert_eq!(gemini.api_key.as_ref().map(ExposeSecret::expose_secret), Some("first"));
+    assert_eq!(gemini.protocol, Protocol::OpenAi);
+}
+
+#[test]
+fn prices_are_exact() {
+    let config =
+        Config::from_toml("[providers.openai]\nprices = [\"gpt-4o-mini=0.15/0.60\", \"a/b=c = 3 / 15.000001\"]\n")
+            .unwrap();
+    let prices = &config.providers["openai"].prices;
+    let of = |at: usize| (prices[at].model.as_str(), prices[at].price.input, prices[at].price.output);
+    assert_eq!((of(0), of(1)), (("gpt-4o-mini", 150_000, 600_000), ("a/b=c", 3_000_000, 15_000_001)));
+    assert!(config.render().contains(r#"["gpt-4o-mini=0.15/0.6", "a/b=c=3/15.000001"]"#), "{}", config.render());
+    for wrong in ["m", "m=1", "m=1/", "=1/2", "m=-1/2", "m=1/2e3", "m=.5/1", "m=0.0000001/1"] {
+        let faults = faults(&format!("[providers.openai]\nprices = [\"{wrong}\"]\n"));
+        assert!(faults.contains("providers.openai.prices (toml:2): item 1: expected model=input/output"), "{faults}");
+    }
+}
+
+#[test]
+fn models_that_stand_in_are_of_known_providers_and_for_models_only() {
+    let faults = faults(
+        "[agents.a]\nkind = \"model\"\nmodel = \"openai/x\"\nfallback_models = [\"anthropic/y\", \"other/z\"]\n\
+         [agents.b]\nkind = \"scripted\"\nfallback_models = [\"openai/x\"]\nrestart_on_fallback = true\n",
+    );
+    let expected = "\
+agents.a.fallback_models (toml:4): expected a provider of [providers], one of anthropic, gemini, openai, got other/z
+agents.b.fallback_models (toml:7): makes no sense for an agent of kind scripted
+agents.b.restart_on_fallback (toml:8): makes no sense for an agent of kind scripted";
+    assert_eq!(faults, expected);
 }
 
 #[test]
@@ -265,7 +313,7 @@ agents.d.temperature (toml:15): expected a number from 0 to 2, got 2.5
 agents.d.max_tokens (toml:16): expected a whole number from 1 to 4294967295, got 0
 agents.d.max_attempts (toml:17): expected a whole number from 1 to 100, got 101
 agents.a.model (default): has to be set for an agent of kind model; expected provider/model
-agents.b.model (toml:6): expected a provider of [providers], one of openai, got other/x
+agents.b.model (toml:6): expected a provider of [providers], one of anthropic, gemini, openai, got other/x
 agents.c.model (toml:9): makes no sense for an agent of kind scripted
 agents.c.max_tokens (toml:10): makes no sense for an agent of kind scripted
 agents.nobody.kind (default): has to be set; expected model or process or remote or scripted"#;

@@ -1,5 +1,6 @@
 //! The values that keys can have, beyond numbers, text and durations.
 
+use crate::run::Price;
 use crate::thread::hours::Hours;
 use jiff::civil::Weekday;
 use std::{
@@ -125,6 +126,23 @@ words! {
     pub enum Protocol {
         /// The chat completions of OpenAI, which most providers offer too.
         OpenAi = "openai",
+        /// The Responses API of OpenAI.
+        OpenAiResponses = "openai_responses",
+        /// The Messages API of Anthropic.
+        Anthropic = "anthropic",
+        /// The Gemini API of Google.
+        Gemini = "gemini",
+    }
+}
+
+impl Protocol {
+    /// Where the API is of those who made the protocol.
+    pub const fn home(self) -> &'static str {
+        match self {
+            Self::OpenAi | Self::OpenAiResponses => "https://api.openai.com/v1",
+            Self::Anthropic => "https://api.anthropic.com/v1",
+            Self::Gemini => "https://generativelanguage.googleapis.com/v1beta",
+        }
     }
 }
 
@@ -255,6 +273,49 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.provider, self.model)
     }
+}
+
+/// What a model costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelPrice {
+    /// The provider's name of the model.
+    pub model: String,
+    /// What it costs.
+    pub price: Price,
+}
+
+impl fmt::Display for ModelPrice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Price { input, output } = self.price;
+        write!(f, "{}={}/{}", self.model, Money(input), Money(output))
+    }
+}
+
+/// Millionths, shown as a decimal number of wholes.
+struct Money(u64);
+
+impl fmt::Display for Money {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, rest) = (self.0 / MILLION, self.0 % MILLION);
+        if rest == 0 {
+            return write!(f, "{whole}");
+        }
+        let digits = format!("{rest:06}");
+        write!(f, "{whole}.{}", digits.trim_end_matches('0'))
+    }
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// Reads a decimal number of wholes as millionths; exact, so no more than six digits follow the point.
+pub(super) fn millionths(text: &str) -> Option<u64> {
+    let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole, 9) || !digits(rest, 6) {
+        return None;
+    }
+    let rest: u64 = format!("{rest:0<6}").parse().ok()?;
+    Some(whole.parse::<u64>().ok()? * MILLION + rest)
 }
 
 /// What an agent says when the person has gone quiet.

@@ -297,6 +297,8 @@ pub enum Cancelled {
 pub struct Readiness {
     /// Each part: `ok`, or what is wrong with it.
     pub parts: BTreeMap<&'static str, Result<(), String>>,
+    /// The agents whose fallbacks answer in place of their models, and why. They do no harm to readiness.
+    pub fallbacks: BTreeMap<String, String>,
 }
 
 impl Readiness {
@@ -570,7 +572,8 @@ impl Engine {
             let agreement = if disagreements.is_empty() { Ok(()) } else { Err(disagreements.join("; ")) };
             parts.insert("agreement", agreement);
         }
-        Readiness { parts }
+        let fallbacks = self.node.agents.standing_in().map(|(name, why)| (name.to_owned(), why)).collect();
+        Readiness { parts, fallbacks }
     }
 
     /// Brings the gauges up to date.

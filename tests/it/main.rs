@@ -15,6 +15,7 @@ mod local_model;
 mod model;
 mod operate;
 mod programs;
+mod providers;
 mod refuse;
 mod remote;
 mod retention;

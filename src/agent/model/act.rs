@@ -248,6 +248,12 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// Whether `name` is one of Runcast's own tools, which an agent's list can name without a declaration.
+#[must_use]
+pub fn is_own_tool(name: &str) -> bool {
+    matches!(name, COMPLETE | ASK | HAND_OFF)
+}
+
 /// Runcast's own tools, by their names in an agent's list. `schema` is what the run's output has to follow.
 pub(super) fn own_tool(name: &str, schema: Option<&Value>) -> Option<(&'static str, ToolCard)> {
     let text = |description: &str| json!({"type": "string", "description": description});

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ use super::tools::Toolbox;
 use super::{Agent, AgentCard, AgentError, Answer, Manners, RunContext};
 use crate::run::{Budget, Content, Message, Price, Role, StepKind};
 
+pub use act::is_own_tool;
 pub use fallback::{Fallback, InvalidFallback};
 
 /// How many steps a run may have unless its agent says otherwise: a model that goes round in circles is stopped.
@@ -126,6 +128,8 @@ pub struct ModelAgent {
     provider: Arc<dyn Provider>,
     /// What the run's output is checked against.
     schema: Option<jsonschema::Validator>,
+    /// Why the fallback answered the last run.
+    away: Mutex<Option<String>>,
 }
 
 /// The params of a run; they go before the agent's own settings.
@@ -148,7 +152,7 @@ impl ModelAgent {
         if let Some(name) = options.own_tools.iter().find(|name| own_tool(name, None).is_none()) {
             return Err(format!("there is no tool {name:?}"));
         }
-        Ok(Self { options, provider, schema })
+        Ok(Self { options, provider, schema, away: Mutex::default() })
     }
 
     fn model(&self) -> String {
@@ -375,6 +379,10 @@ impl Agent for ModelAgent {
         }
     }
 
+    fn stands_in(&self) -> Option<String> {
+        self.away.lock().clone()
+    }
+
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError> {
         if let Some(result) = completed(&context) {
             return self.complete(result);
@@ -382,9 +390,14 @@ impl Agent for ModelAgent {
         let answered = self.converse(&context).await;
         match (&answered, &self.options.fallback) {
             (Err(error), Some(fallback)) if fallback::is_for(error) && context.finished_steps().is_empty() => {
+                *self.away.lock() = Some(error.to_string());
                 fallback.answer(&context, error).await
             }
-            _ => answered,
+            (Ok(_), _) => {
+                *self.away.lock() = None;
+                answered
+            }
+            (Err(_), _) => answered,
         }
     }
 }

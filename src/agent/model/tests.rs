@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use futures_util::{StreamExt, stream};
-use parking_lot::Mutex;
 
 use super::*;
 use crate::agent::kit::{self, Seen};
@@ -544,9 +543,11 @@ async fn where_no_model_answers_the_fallback_does_and_says_so() {
     options.fallback = Some(Fallback::new(Some("We got: {input}".into()), Vec::new()).unwrap());
     let away = fake([Err(AgentError::transient("provider_unreachable", "it is away"))]);
     let (context, seen) = first();
-    let answer = ModelAgent::new(options.clone(), away).unwrap().run(context).await.unwrap();
+    let agent = ModelAgent::new(options.clone(), away).unwrap();
+    let answer = agent.run(context).await.unwrap();
     assert_eq!((answer.output, answer.outcome.as_str()), (json!("We got: Hi"), "fallback"));
     assert_eq!(seen.said(), ["We got: Hi"]);
+    assert!(agent.stands_in().unwrap().contains("it is away"));
     // What is no fault of the provider is not covered up.
     let broken = fake([Err(AgentError::permanent("unknown_model", "no such model"))]);
     let (context, _) = first();

@@ -37,7 +37,10 @@ impl Fault {
 }
 
 /// The words for errors that would happen again, in the `type` or `code` of an error that comes within an answer.
-const PERMANENT: [&str; 7] = [
+const PERMANENT: [&str; 10] = [
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
     "authentication_error",
     "billing_error",
     "invalid_prompt",

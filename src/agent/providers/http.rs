@@ -15,8 +15,9 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{self, Answer, Decoder};
 use super::asked::{Request, Unfit};
 use super::faults::{self, Who};
-use super::{Chat, Piece, Pieces, Price, Provider, Timeouts};
+use super::{Chat, Piece, Pieces, Provider, Timeouts};
 use crate::agent::AgentError;
+use crate::run::Price;
 
 /// Stands for the first model that the provider lists.
 pub const AUTO: &str = "auto";

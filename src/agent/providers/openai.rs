@@ -356,3 +356,7 @@ impl Completion {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "openai_tests.rs"]
+mod tests;

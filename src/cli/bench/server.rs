@@ -44,7 +44,8 @@ impl Own {
         // Neither a .env nor a runcast.toml of the working directory counts.
         command.current_dir(data.path()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("RUNCAST_") || name.starts_with("OPENAI_")) {
+            let ours = ["RUNCAST_", "OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_"];
+            if name.to_str().is_some_and(|name| ours.iter().any(|prefix| name.starts_with(prefix))) {
                 command.env_remove(name);
             }
         }

@@ -352,7 +352,8 @@ fn command(directory: &Path) -> Command {
     command.current_dir(directory);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy().to_uppercase();
-        let ours = ["RUNCAST_", "OPENAI_"].iter().any(|prefix| text.starts_with(prefix));
+        let ours =
+            ["RUNCAST_", "OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_"].iter().any(|prefix| text.starts_with(prefix));
         if ours || ALIASES.contains(&text.as_str()) || text.ends_with("_PROXY") {
             command.env_remove(name);
         }

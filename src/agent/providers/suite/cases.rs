@@ -201,7 +201,7 @@ pub(super) async fn comments_and_pings_are_silence(subject: Subject) {
         let endless = stream::repeat_with(move || Ok(Bytes::from_static(quiet.as_bytes())));
         let read = answer(&subject, endless, limits).try_collect::<Vec<_>>();
         let clock = async {
-            tokio::time::advance(limits.first_token).await;
+            tokio::time::advance(2 * limits.first_token).await;
             std::future::pending::<()>().await
         };
         let result = tokio::select! { result = read => result, () = clock => unreachable!() };

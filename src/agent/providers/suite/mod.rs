@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 use super::answer::Decoder;
 use super::http::{HttpProvider, InvalidProvider, ProviderOptions};
-use super::{Chat, Piece, Price, Provider, Timeouts, ToolCall, Turn};
+use super::{Chat, Piece, Provider, Timeouts, ToolCall, Turn};
 use crate::agent::AgentError;
-use crate::run::{Message, Role};
+use crate::run::{Message, Price, Role};
 
 const KEY: &str = "sk-topsecret0123456789";
 pub(super) const LONG: Duration = Duration::from_secs(20);
@@ -175,4 +175,7 @@ macro_rules! suite {
 
 suite! {
     openai = super::recorded::openai::SUBJECT;
+    openai_responses = super::recorded::responses::SUBJECT;
+    anthropic = super::recorded::anthropic::SUBJECT;
+    gemini = super::recorded::gemini::SUBJECT;
 }
