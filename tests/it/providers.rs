@@ -104,7 +104,7 @@ fn fixtures() -> Value {
         {"match": {"userMessage": "overload"},
             "response": {"error": {"message": "too many", "type": "overloaded_error"}, "status": 529}},
         {"match": {"userMessage": "break off"}, "response": {"content": words},
-            "chunkSize": 4, "latency": 20, "truncateAfterChunks": 6},
+            "chunkSize": 4, "latency": 20, "truncateAfterChunks": 8},
     ]})
 }
 
@@ -137,10 +137,7 @@ async fn ask(provider: &HttpProvider, turns: Vec<Turn>) -> (Vec<Piece>, Option<A
 }
 
 fn text(pieces: &[Piece]) -> String {
-    let text = |piece: &Piece| match piece {
-        Piece::Text(text) => Some(text.clone()),
-        _ => None,
-    };
+    let text = |piece: &Piece| if let Piece::Text(text) = piece { Some(text.clone()) } else { None };
     pieces.iter().filter_map(text).collect()
 }
 
@@ -166,14 +163,10 @@ async fn each_protocol_calls_tools_and_is_told_what_they_gave() {
         let provider = mock.provider(protocol, path);
         let (pieces, error) = ask(&provider, vec![user("weather")]).await;
         assert_eq!((error, text(&pieces).as_str()), (None, "I look."), "{protocol}");
-        let (mut calls, mut echo): (Vec<ToolCall>, _) = (Vec::new(), None);
-        for piece in &pieces {
-            match piece {
-                Piece::Call(call) => calls.push(call.clone()),
-                Piece::Echo(value) => echo = Some(value.clone()),
-                _ => {}
-            }
-        }
+        let call = |piece: &Piece| if let Piece::Call(call) = piece { Some(call.clone()) } else { None };
+        let calls: Vec<ToolCall> = pieces.iter().filter_map(call).collect();
+        let echo =
+            pieces.iter().find_map(|piece| if let Piece::Echo(echo) = piece { Some(echo.clone()) } else { None });
         let wanted: Vec<_> = calls.iter().map(|call| (call.name.as_str(), call.arguments.as_str())).collect();
         assert_eq!(wanted, [("weather", r#"{"city":"Zürich"}"#), ("time", "{}")], "{protocol}");
         assert!(calls[0].id != calls[1].id && !calls[0].id.is_empty(), "{protocol}");

@@ -242,7 +242,7 @@ where
                 Phase::Finished(Instant::now() + EPILOGUE.min(self.timeouts.idle))
             }
             Phase::Waiting(_) if begun => Phase::Talking,
-            unchanged => unchanged,
+            unchanged @ (Phase::Waiting(_) | Phase::Talking | Phase::Finished(_) | Phase::Ended) => unchanged,
         };
         Ok(())
     }

@@ -209,10 +209,8 @@ impl Completions {
         if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
             // Some say "stop" when they have called.
             let called = !self.calls.is_empty();
-            let finish = match Finish::from(reason.as_str()) {
-                Finish::Stop if called => Finish::ToolCalls,
-                finish => finish,
-            };
+            let finish = Finish::from(reason.as_str());
+            let finish = if called && finish == Finish::Stop { Finish::ToolCalls } else { finish };
             self.flush(said);
             said.finish(finish);
         }
