@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use runcast::clock::{Clock as _, SystemClock};
-use runcast::run::{Command, Context, Event, Input, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
+use runcast::run::{Command, Context, Event, Input, Kept, OnDisconnect, Run, Segment, Spec, Tenant, Usage};
 use runcast::store::postgres::{PostgresOptions, PostgresStore};
 use runcast::store::{Claim, Claimed, Commit, Committed, NewRun, RunStore, Share, StoreError};
 use tokio::sync::Mutex;
@@ -46,9 +46,10 @@ impl Bench {
             concurrency_key: None,
             correlation_id: None,
             webhook: None,
+            budget: runcast::run::Budget::NONE,
             created_at: SystemClock.now(),
         };
-        let (run, decision) = Run::create(spec, None, 0);
+        let (run, decision) = Run::create(spec, None, Kept::default());
         let segment = Segment::encode(1, &decision.events, SystemClock.now());
         self.store
             .create(NewRun { run, segment, key: None, max_waiting: 100_000, share: Share::default() })
@@ -78,7 +79,7 @@ impl Bench {
         self.commit(&mut run, &tokens, reserved_seq, 1).await?;
         let usage = Usage::default();
         let complete = Command::Complete { attempt: 1, output: "done".into(), outcome: "finished".to_owned(), usage };
-        let context = Context { now: SystemClock.now(), next_seq: run.last_seq + 1, busy: false };
+        let context = Context { now: SystemClock.now(), next_seq: run.last_seq + 1, busy: false, spent: None };
         let events = run.decide(&complete, &context).map(|decision| decision.events).unwrap_or_default();
         self.commit(&mut run, &events, reserved_seq, 2).await
     }

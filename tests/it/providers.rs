@@ -149,7 +149,7 @@ async fn each_protocol_streams_text_thoughts_and_usage() {
         assert_eq!((error, text(&pieces).as_str()), (None, "Grüße, 世界 🦀, and so on"), "{protocol}");
         assert_eq!(pieces[0], Piece::Model { name: "mock/small".to_owned(), price: None });
         assert!(pieces.contains(&Piece::Reasoning("hm".to_owned())), "{protocol}: {pieces:?}");
-        let usage = Usage { input_tokens: 11, output_tokens: 5, estimated: false };
+        let usage = Usage { input_tokens: 11, output_tokens: 5, ..Usage::default() };
         let end = [Piece::Finish(Finish::Stop), Piece::Usage(usage)];
         assert_eq!(pieces[pieces.len() - 2..], end, "{protocol}");
         assert!(pieces.iter().filter(|piece| matches!(piece, Piece::Text(_))).count() > 1, "{protocol}: in pieces");

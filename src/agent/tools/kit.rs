@@ -1,17 +1,14 @@
 //! What tests of tools stand on.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use super::*;
-pub(super) use crate::agent::kit::Seen;
 use crate::agent::kit::{attempt, spec};
 use crate::run::Input;
 
-/// A run's context, and what its viewers see.
-pub(super) fn context() -> (RunContext, Arc<Seen>) {
-    attempt(spec("test", Input::Text(String::new()), json!({})), Vec::new())
+/// A run's context.
+pub(super) fn context() -> RunContext {
+    attempt(spec("test", Input::Text(String::new()), json!({})), Vec::new()).0
 }
 
 /// Calls `tool` as a model would, with key `key-1`.

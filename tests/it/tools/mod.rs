@@ -15,10 +15,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use runcast::agent::providers::ToolCall;
 use runcast::agent::tools::{Declared, Outcome, Toolbox};
-use runcast::agent::{Push, RunContext, Sink, Stopped};
+use runcast::agent::{BeginStep, NotBegun, Push, RunContext, Sink, Stopped};
 use runcast::app::{Tools, toolbox};
 use runcast::config::Config;
-use runcast::run::{Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp};
+use runcast::run::{Budget, Event, Input, OnDisconnect, RunId, Spec, StepRecord, Tenant, Timestamp, Usage};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -39,6 +39,16 @@ impl Sink for Seen {
 
     fn room(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
+    }
+
+    fn begin_step(&self, _: BeginStep) -> BoxFuture<'_, Result<u64, NotBegun>> {
+        Box::pin(std::future::ready(Ok(1)))
+    }
+
+    fn spent(&self, _: u32, _: Usage) {}
+
+    fn used(&self) -> Usage {
+        Usage::default()
     }
 
     fn finish_step(&self, _: StepRecord) -> BoxFuture<'_, Result<(), Stopped>> {
@@ -142,6 +152,7 @@ fn spec() -> Spec {
         concurrency_key: None,
         webhook: None,
         correlation_id: None,
+        budget: Budget::NONE,
         created_at: Timestamp::from_millis(0),
     }
 }
