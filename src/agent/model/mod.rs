@@ -253,10 +253,10 @@ impl ModelAgent {
             self.make_plan(context, &params, &mut talk).await?;
         }
         loop {
-            if !talk.pending.is_empty() {
-                if let Done::Completed(result) = self.tools().await?.act(context, &mut talk).await? {
-                    return self.complete(result);
-                }
+            if !talk.pending.is_empty()
+                && let Done::Completed(result) = self.tools().await?.act(context, &mut talk).await?
+            {
+                return self.complete(result);
             }
             // Nothing can have been handed to a run that has only begun, or it is seen at the next step.
             if talk.pending.is_empty() && talk.step > 0 {
