@@ -4,9 +4,10 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use super::act::Tools;
+use super::fallback::is_for;
 use super::talk::{Said, Talk};
 use super::{ModelAgent, Params};
-use crate::agent::providers::{Chat, Piece};
+use crate::agent::providers::{Chat, Finish, Piece};
 use crate::agent::{AgentError, BeginStep, RunContext};
 use crate::run::{Bound, Price, StepKind, Usage};
 
@@ -67,11 +68,13 @@ impl ModelAgent {
             chat.tools.iter().map(|tool| tool.description.len() + tool.parameters.to_string().len()).sum();
         let asked = (talk.bytes() + tools).div_ceil(TOKEN) as u64;
         let price = self.options.price;
-        let most = most_tokens(context, asked, chat.max_tokens, price)?;
+        // Models count some tokens around each message, and not all texts have four bytes to a token.
+        let reserved_input = asked * 4 / 3 + 16 * talk.turns.len() as u64;
+        let most = most_tokens(context, reserved_input, chat.max_tokens, price)?;
         if let Some(bounded) = most.bounded {
             chat.max_tokens = Some(bounded);
         }
-        let reserve = used(asked, most.reserved, price, true);
+        let reserve = used(reserved_input, most.reserved, price, true);
         let begin = BeginStep { step, kind: StepKind::Model, name: self.model(), call_id: None, reserve };
         let began = context.begin_step(begin).await?;
         let mut pieces = self.provider.chat(chat).await?;
@@ -79,7 +82,17 @@ impl ModelAgent {
         let mut said = Said { key: Some(context.spec().id.to_string()), plan, ..Said::default() };
         let mut reported = None;
         while let Some(piece) = pieces.next().await {
-            match piece? {
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => {
+                    if meter.said > 0 && talk.step == 0 && self.options.fallback.is_some() && is_for(&error) {
+                        // The fallback answers anew.
+                        context.step_retrying(step, began, error.to_string()).await?;
+                    }
+                    return Err(error);
+                }
+            };
+            match piece {
                 Piece::Model { name, price } => {
                     said.model = Some(name);
                     meter.price = price.or(meter.price);
@@ -107,6 +120,10 @@ impl ModelAgent {
                     said.calls.push(call);
                 }
                 Piece::Echo(echo) => said.echo = Some(echo),
+                Piece::Finish(Finish::Length) if most.bound.is_some() => {
+                    // The answer is as long as the budget allows.
+                    said.finish_reason = most.bound.map(|bound| bound.outcome().to_owned());
+                }
                 Piece::Finish(reason) => said.finish_reason = Some(reason.as_str().to_owned()),
                 Piece::Usage(counted) => reported = Some(counted),
             }
@@ -160,6 +177,8 @@ struct Most {
     reserved: u64,
     /// What the model is told, if it is told anything.
     bounded: Option<u32>,
+    /// The bound of the budget that makes it shorter than it was to be.
+    bound: Option<Bound>,
 }
 
 /// What is left of the run's budget for an answer to `asked` tokens of which the caller wants at most `wanted`.
@@ -170,7 +189,7 @@ fn most_tokens(
     price: Option<Price>,
 ) -> Result<Most, AgentError> {
     let (budget, spent) = (context.spec().budget, context.used());
-    let mut left = u64::MAX;
+    let (mut left, mut tightest) = (u64::MAX, Bound::Tokens);
     if let Some(most) = budget.tokens {
         left = most.saturating_sub(spent.tokens()).saturating_sub(asked);
         if left == 0 {
@@ -190,9 +209,12 @@ fn most_tokens(
         if affordable == 0 {
             return Err(AgentError::OutOfBudget(Bound::Cost));
         }
-        left = left.min(affordable);
+        if affordable < left {
+            (left, tightest) = (affordable, Bound::Cost);
+        }
     }
     let reserved = wanted.map_or(RESERVED_TOKENS, u64::from).min(left);
     let bounded = if left < u64::MAX || wanted.is_some() { u32::try_from(reserved).ok() } else { None };
-    Ok(Most { reserved, bounded })
+    let bound = (left <= wanted.map_or(RESERVED_TOKENS, u64::from)).then_some(tightest);
+    Ok(Most { reserved, bounded, bound })
 }
