@@ -79,7 +79,17 @@ impl ModelAgent {
         let mut said = Said { key: Some(context.spec().id.to_string()), plan, ..Said::default() };
         let mut reported = None;
         while let Some(piece) = pieces.next().await {
-            match piece? {
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => {
+                    // What was shown is void; the fallback says something else.
+                    if meter.said > 0 && self.fallback(&error, talk).is_some() {
+                        context.step_retrying(step, began, error.to_string()).await?;
+                    }
+                    return Err(error);
+                }
+            };
+            match piece {
                 Piece::Model { name, price } => {
                     said.model = Some(name);
                     meter.price = price.or(meter.price);

@@ -246,15 +246,14 @@ impl ModelAgent {
         Ok(Answer { outcome: outcome.to_owned(), ..Answer::finished(output) })
     }
 
-    async fn converse(&self, context: &RunContext) -> Result<Answer, AgentError> {
+    async fn converse(&self, context: &RunContext, talk: &mut Talk) -> Result<Answer, AgentError> {
         let params = self.params(context)?;
-        let mut talk = self.talk(context);
         if self.options.plan && talk.plan.is_none() {
-            self.make_plan(context, &params, &mut talk).await?;
+            self.make_plan(context, &params, talk).await?;
         }
         loop {
             if !talk.pending.is_empty() {
-                if let Done::Completed(result) = self.tools().await?.act(context, &mut talk).await? {
+                if let Done::Completed(result) = self.tools().await?.act(context, talk).await? {
                     return self.complete(result);
                 }
             }
@@ -270,11 +269,17 @@ impl ModelAgent {
                 return Ok(Answer { outcome: "max_steps".to_owned(), ..Answer::finished(text) });
             }
             let tools = self.tools().await?;
-            let said = self.call(context, &params, &talk, &tools).await?;
+            let said = self.call(context, &params, talk, &tools).await?;
             talk.step += 1;
             talk.answered(said);
-            self.review(&mut talk);
+            self.review(talk);
         }
+    }
+
+    /// What answers in place of a model that has failed with `error`. Behind a finished step nothing does: what was
+    /// begun is gone on with.
+    fn fallback(&self, error: &AgentError, talk: &Talk) -> Option<&Fallback> {
+        self.options.fallback.as_ref().filter(|_| talk.step == 0 && fallback::is_for(error))
     }
 
     /// How the run ends with what the model gave `complete`.
@@ -387,17 +392,18 @@ impl Agent for ModelAgent {
         if let Some(result) = completed(&context) {
             return self.complete(result);
         }
-        let answered = self.converse(&context).await;
-        match (&answered, &self.options.fallback) {
-            (Err(error), Some(fallback)) if fallback::is_for(error) && context.finished_steps().is_empty() => {
+        let mut talk = self.talk(&context);
+        let answered = self.converse(&context, &mut talk).await;
+        match &answered {
+            Err(error) => {
+                let Some(fallback) = self.fallback(error, &talk) else { return answered };
                 *self.away.lock() = Some(error.to_string());
                 fallback.answer(&context, error).await
             }
-            (Ok(_), _) => {
+            Ok(_) => {
                 *self.away.lock() = None;
                 answered
             }
-            (Err(_), _) => answered,
         }
     }
 }

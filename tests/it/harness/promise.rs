@@ -119,7 +119,7 @@ pub(crate) async fn assert_promise(node: &Node, id: &str) -> Log {
 
 /// What the run has said, without what was declared void.
 pub(crate) fn said(events: &[Event]) -> String {
-    let retries: Vec<_> = events.iter().filter(|event| event.kind == "run.retrying").collect();
+    let retries: Vec<_> = events.iter().filter(|event| event.data.get("void_after").is_some()).collect();
     let void = |seq: u64| retries.iter().any(|retry| seq < retry.seq && retry.data["void_after"].as_u64() < Some(seq));
     let deltas = events.iter().filter(|event| event.kind == "message.delta" && !void(event.seq));
     deltas.map(Event::text).collect()
