@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Event, FakeModel, FakeTool, Node, Reply, Script, WRITTEN, Wanted, assert_log, assert_promise, eventually,
+    Answer, Event, FakeModel, FakeTool, Node, Options, Reply, Script, WRITTEN, Wanted, assert_log, assert_promise,
+    eventually, finished_process, id_of,
 };
+use crate::programs::assert_not_in_files;
 
 /// The settings of the agent `helper`, on this provider, with the tool `act` at this endpoint.
 fn config(model: &FakeModel, tool: &FakeTool, of_agent: &str, of_tool: &str) -> String {
@@ -85,7 +87,8 @@ enum Kill {
 async fn killed_at_each_step(kill: Kill) {
     const CALLS: usize = 10;
     const STEPS: usize = 2 * CALLS + 1;
-    let answered = Arc::new(AtomicUsize::new(if kill == Kill::Behind { 1 } else { STEPS }));
+    // No step is answered that is further on than the one that is waited for.
+    let answered = Arc::new(AtomicUsize::new(1));
     let (of_model, of_tool) = (Arc::clone(&answered), Arc::clone(&answered));
     let model = FakeModel::by(move |body| {
         let returned = returned(body).len();
@@ -116,13 +119,13 @@ async fn killed_at_each_step(kill: Kill) {
         node.kill9().await;
         kills += 1;
         reached = if kill == Kill::Behind { steps } else { made(&model, &tool).len() };
-        answered.fetch_max(reached + 1, Ordering::SeqCst);
+        answered.store(reached + 1, Ordering::SeqCst);
         node.restart().await;
     }
     let run = node.wait_final(&id).await;
     assert_eq!((&run["status"], &run["output"]), (&json!("completed"), &json!("It is done.")), "{run}");
     assert_promise(&node, &id).await;
-    assert!(kills == STEPS - 1 || kill == Kill::Within && kills > CALLS / 2, "{kills} kills");
+    assert!(kills == STEPS - 1 || kill == Kill::Within && kills >= CALLS, "{kills} kills");
     let made = made(&model, &tool);
     assert_eq!(made.keys().copied().collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
     assert!(made.values().all(|times| *times <= 2), "{made:?}");
@@ -481,4 +484,212 @@ async fn of_calls_at_once_only_those_are_repeated_that_were_cut_off() {
     times.sort_unstable();
     assert_eq!(times, [1, 1, 2]);
     assert_eq!(shown(&model), ["done"; 3]);
+}
+
+/// Waits until the run has ended as its fallback says it.
+async fn fell_back(node: &Node, id: &str, output: &str) {
+    let run = node.wait_final(id).await;
+    assert_eq!((&run["status"], &run["outcome"]), (&json!("completed"), &json!("fallback")), "{run}");
+    assert_eq!((&run["output"], &run["attempt"]), (&json!(output), &json!(1)), "{run}");
+    assert_promise(node, id).await;
+}
+
+#[tokio::test]
+async fn a_fallback_answers_where_the_provider_is_away_and_the_node_says_so() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let agent = |name: &str, model: &str| {
+        format!(
+            "[agents.{name}]\nkind = \"model\"\nmodel = \"{model}\"\nfallback_reply = \"Nobody is here: {{input}}\"\n"
+        )
+    };
+    let node = Node::start(format!(
+        "[providers.gone]\nbase_url = \"http://{address}/v1\"\n{}{}",
+        agent("away", "gone/small"),
+        agent("keyless", "openai/gpt-4o-mini"),
+    ))
+    .await;
+    assert_eq!(node.get("/ready").await.json()["fallbacks"], json!(null));
+    for (name, why) in [("away", address.to_string()), ("keyless", "no key".to_owned())] {
+        let id = node.create(json!({"agent": name, "input": "Help!"})).await;
+        fell_back(&node, &id, "Nobody is here: Help!").await;
+        let ready = node.get("/ready").await;
+        assert_eq!(ready.status, 200, "{ready:?}");
+        let fallbacks = &ready.json()["fallbacks"];
+        assert!(fallbacks[name].as_str().is_some_and(|told| told.contains(&why)), "{fallbacks}");
+        let logged = |event: &Event| event.kind == "log" && event.data["level"] == "warn";
+        assert!(node.events(&id).await.iter().any(logged));
+    }
+}
+
+#[tokio::test]
+async fn what_a_model_has_said_before_its_fallback_answers_is_void() {
+    let scripts = [Script::Cut(3), Script::Says("It is done.".to_owned())];
+    let (model, tool) = (FakeModel::start(scripts).await, FakeTool::start([]).await);
+    let node = Node::start(config(&model, &tool, "fallback_reply = \"Nobody is here.\"", "")).await;
+    let id = begin(&node).await;
+    fell_back(&node, &id, "Nobody is here.").await;
+    assert!(node.get("/ready").await.json()["fallbacks"]["helper"].is_string());
+    let id = begin(&node).await;
+    assert_eq!(node.wait_final(&id).await["output"], "It is done.");
+    assert_eq!(node.get("/ready").await.json()["fallbacks"], json!(null), "the model is there again");
+}
+
+#[tokio::test]
+async fn a_run_that_has_begun_is_gone_on_with_and_no_fallback_answers() {
+    let scripts = [act(0), Script::Refuse(503, "", "overloaded"), Script::Says("It is done.".to_owned())];
+    let (model, tool) = (FakeModel::start(scripts).await, FakeTool::start([Reply::Gives("done")]).await);
+    let node = Node::start(config(&model, &tool, "fallback_reply = \"Nobody is here.\"", "")).await;
+    let id = begin(&node).await;
+    let run = node.wait_final(&id).await;
+    assert_eq!((&run["outcome"], &run["output"]), (&json!("finished"), &json!("It is done.")), "{run}");
+    assert_promise(&node, &id).await;
+    assert_eq!(tool.calls().len(), 1);
+}
+
+async fn retry(node: &Node, id: &str) -> String {
+    let answer = node.post(&format!("/v1/runs/{id}/retry")).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!(answer.json()["retry_of"], id);
+    id_of(&answer.json())
+}
+
+#[tokio::test]
+async fn a_retry_goes_on_behind_the_last_finished_step() {
+    let scripts = [act(0), act(1), Script::Refuse(400, "", "no"), Script::Says("It is done.".to_owned())];
+    let (model, tool) = (FakeModel::start(scripts).await, FakeTool::start([Reply::Gives("done")]).await);
+    let node = Node::start(config(&model, &tool, "", "")).await;
+    let failed = begin(&node).await;
+    assert_eq!(node.wait_final(&failed).await["status"], "failed");
+    let id = retry(&node, &failed).await;
+    let run = node.wait_final(&id).await;
+    assert_eq!((&run["status"], &run["output"]), (&json!("completed"), &json!("It is done.")), "{run}");
+    assert_promise(&node, &id).await;
+    assert_eq!(node.events(&id).await[0].data["steps_kept"], 4);
+    assert_eq!((tool.calls().len(), model.requests().len()), (2, 4));
+    assert_eq!(shown(&model), ["done"; 2]);
+}
+
+#[tokio::test]
+async fn a_retry_knows_of_the_call_that_a_cancel_cut_off() {
+    for (policy, times, told) in [("repeat", 2, "done"), ("fail", 1, "nobody knows whether it was done")] {
+        let (model, tool) = (worker(1).await, FakeTool::start([Reply::Hangs, Reply::Gives("done")]).await);
+        let node = Node::start(config(&model, &tool, "", &format!("on_cut_off = \"{policy}\""))).await;
+        let cancelled = begin(&node).await;
+        tool.until_called(1).await;
+        node.cancel(&cancelled).await;
+        assert_eq!(node.wait_final(&cancelled).await["status"], "cancelled");
+        let id = retry(&node, &cancelled).await;
+        completed(&node, &id, &model).await;
+        assert_eq!(tool.keys().into_values().collect::<Vec<_>>(), [times], "{policy}");
+        assert!(shown(&model)[0].contains(told), "{:?}", shown(&model));
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_shown_nowhere_whatever_providers_and_tools_answer() {
+    const KEY: &str = "canary-key-8c1b7e20";
+    const TOKEN: &str = "canary-token-3fd94a61";
+    let done = || Script::Says("It is done.".to_owned());
+    let refusal = |status| Script::Refuse(status, "", "Incorrect API key provided: canary-key-8c1b7e20");
+    // The secret without the word before it.
+    let alone = Reply::Gives("you sent nothing but canary-token-3fd94a61");
+    let scripts = [act(0), done(), act(0), done(), act(0), done(), refusal(401), refusal(400), refusal(503)];
+    let tool = FakeTool::start([Reply::Echoes(200), Reply::Echoes(500), Reply::Echoes(500), alone]).await;
+    let model = FakeModel::start(scripts).await;
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), format!("{TOKEN}\n")).unwrap();
+    let of_tool = format!("headers = [\"Authorization=Bearer file:{}\"]\nretries = 1", secret.path().display());
+    let config = config(&model, &tool, "", &of_tool).replace("max_attempts = 100", "max_attempts = 2");
+    let mut options = Options::from(config.replace("prices", "api_key = \"env:MY_KEY\"\nprices"));
+    options.env = vec![("MY_KEY", KEY.to_owned()), ("RUNCAST_LOG_LEVEL", "trace".to_owned())];
+    let node = Node::start(options).await;
+    let mut shown = Vec::new();
+    for (status, told, hidden) in [
+        ("completed", "you sent POST /act", "authorization: ***"),
+        ("completed", "you sent POST /act", "authorization: ***"),
+        ("completed", "you sent nothing but ", "nothing but ***"),
+        ("failed", "provider_rejected_key", "check the key"),
+        ("failed", "provider_rejected", "Incorrect API key provided: [key]"),
+        ("failed", "provider_unavailable", "Incorrect API key provided: [key]"),
+    ] {
+        let id = begin(&node).await;
+        let run = node.wait_final(&id).await;
+        assert_eq!(run["status"], status, "{run}");
+        let events = node.get(&format!("/v1/runs/{id}/events?limit=200")).await.text();
+        assert!(events.contains(told) && events.contains(hidden), "{told}: {events}");
+        shown.extend([run.to_string(), events, node.get(&format!("/v1/runs/{id}/stream")).await.text()]);
+    }
+    let sent = tool.calls();
+    assert!(sent.iter().all(|call| call.header("authorization") == Some(&format!("Bearer {TOKEN}"))), "{sent:?}");
+    assert_eq!(model.requests()[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
+    let config = finished_process(node.directory(), &["config"], &[("MY_KEY", KEY)]).await;
+    assert_eq!(config.code, Some(0), "{config:?}");
+    for path in ["/metrics", "/ready", "/v1/agents", "/v1/models", "/v1/nodes", "/v1/runs", "/v1/dead-letters"] {
+        shown.push(node.get(path).await.text());
+    }
+    shown.extend([node.log(), config.out, config.err]);
+    let told: Vec<_> = model.requests().iter().map(|request| request.body.to_string()).collect();
+    for canary in [KEY, TOKEN] {
+        let found: Vec<_> = shown.iter().chain(&told).filter(|text| text.contains(canary)).collect();
+        assert!(found.is_empty(), "{canary}: {found:?}");
+        assert_not_in_files(node.directory(), canary);
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_was_talked_into_it_reaches_nothing_but_its_endpoint() {
+    const PLACES: [&str; 8] = [
+        "http://169.254.169.254/latest/meta-data/",
+        "file:///etc/passwd",
+        "http://127.0.0.1/",
+        "@169.254.169.254/",
+        "//169.254.169.254/",
+        "../../etc/passwd",
+        "x?next=http://[::1]/#",
+        "x HTTP/1.1\r\nhost: 169.254.169.254\r\n\r\n",
+    ];
+    let calls = |tool: &'static str| {
+        let wants = |(number, place): (usize, &&str)| wanted(tool, number, json!({"place": place}));
+        [Script::Calls(PLACES.iter().enumerate().map(wants).collect()), Script::Says("It is done.".to_owned())]
+    };
+    // What is allowed is the endpoint, and arguments are no more than parts of its path.
+    let (model, tool) = (FakeModel::start(calls("act")).await, FakeTool::start([Reply::Gives("done")]).await);
+    let url = tool.url();
+    let parameters = r#"{"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}"#;
+    let of_tool = format!("parameters = '{parameters}'");
+    let config = config(&model, &tool, "", &of_tool).replace(&url, &format!("{url}/{{place}}"));
+    let node = Node::start(config).await;
+    completed(&node, &begin(&node).await, &model).await;
+    let requests = tool.calls();
+    let reached = shown(&model).iter().filter(|told| *told == "done").count();
+    assert!(requests.len() == reached && shown(&model).len() == PLACES.len(), "{:?}", shown(&model));
+    for call in &requests {
+        let (line, _) = call.head.split_once("\r\n").unwrap();
+        let path = line.strip_prefix("POST /act/").and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
+        assert!(path.is_some_and(|path| !path.contains(['/', '?', ' ', '#'])), "{line}");
+        assert_eq!(call.header("host"), Some(tool.address()), "{}", call.head);
+    }
+    // What is not allowed is not even connected to, wherever its name leads.
+    let port = tool.address().rsplit(':').next().unwrap();
+    let accepted = tool.accepted();
+    for host in [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "169.254.169.254".to_owned()] {
+        let model = FakeModel::start(calls("inside")).await;
+        let node = Node::start(format!(
+            "[providers.fake]\nbase_url = \"{}\"\n[tools.inside]\nurl = \"https://{host}/{{place}}\"\n\
+             {of_tool}\n\
+             [agents.helper]\nkind = \"model\"\nmodel = \"fake/small\"\ntools = [\"inside\"]\n",
+            model.base_url()
+        ))
+        .await;
+        completed(&node, &begin(&node).await, &model).await;
+        let told = shown(&model);
+        assert_eq!(told.len(), PLACES.len());
+        assert!(
+            told.iter().all(|told| told.contains("tools.inside.allow") || told.contains("another path")),
+            "{told:?}"
+        );
+    }
+    assert_eq!(tool.accepted(), accepted);
 }

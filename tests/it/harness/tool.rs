@@ -40,6 +40,7 @@ struct State {
     /// The most calls that were under way at once.
     most: watch::Sender<usize>,
     open: usize,
+    accepted: usize,
 }
 
 impl FakeTool {
@@ -58,13 +59,22 @@ impl FakeTool {
     pub(crate) async fn by(choose: impl FnMut(&Value) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let state =
-            State { choose: Box::new(choose), calls: Vec::new(), under_way: 0, most: watch::Sender::new(0), open: 0 };
+        let state = State {
+            choose: Box::new(choose),
+            calls: Vec::new(),
+            under_way: 0,
+            most: watch::Sender::new(0),
+            open: 0,
+            accepted: 0,
+        };
         let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                lock(&shared).open += 1;
+                {
+                    let mut state = lock(&shared);
+                    (state.open, state.accepted) = (state.open + 1, state.accepted + 1);
+                }
                 let state = Arc::clone(&shared);
                 tokio::spawn(async move {
                     // Whoever hung up does not care.
@@ -74,6 +84,11 @@ impl FakeTool {
             }
         });
         Self { address, state }
+    }
+
+    /// Its host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Where it is.
@@ -98,6 +113,11 @@ impl FakeTool {
     /// How many sockets are open.
     pub(crate) fn open(&self) -> usize {
         lock(&self.state).open
+    }
+
+    /// How many sockets were ever opened.
+    pub(crate) fn accepted(&self) -> usize {
+        lock(&self.state).accepted
     }
 
     /// Waits until it was called so often.
