@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod agents;
 mod api;
 mod cancel;
 mod cluster;

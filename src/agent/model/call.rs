@@ -4,7 +4,6 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use super::act::Tools;
-use super::fallback::is_for;
 use super::talk::{Said, Talk};
 use super::{ModelAgent, Params};
 use crate::agent::providers::{Chat, Finish, Piece};
@@ -85,8 +84,8 @@ impl ModelAgent {
             let piece = match piece {
                 Ok(piece) => piece,
                 Err(error) => {
-                    if meter.said > 0 && talk.step == 0 && self.options.fallback.is_some() && is_for(&error) {
-                        // The fallback answers anew.
+                    // What was shown is void; the fallback says something else.
+                    if meter.said > 0 && self.fallback(&error, talk).is_some() {
                         context.step_retrying(step, began, error.to_string()).await?;
                     }
                     return Err(error);

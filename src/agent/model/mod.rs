@@ -82,7 +82,7 @@ pub struct ModelAgentOptions {
     pub answer_within: Option<Duration>,
     /// What answers when no model does.
     pub fallback: Option<Fallback>,
-    /// Why no model can be asked at all, such as a missing key: the fallback, if there is one, answers without asking.
+    /// Why no model can be asked at all, such as a missing key: said of an agent with a fallback before it has run.
     pub lacking: Option<String>,
     /// The most that the model, or one of those behind it, costs.
     pub price: Option<Price>,
@@ -283,6 +283,12 @@ impl ModelAgent {
         }
     }
 
+    /// What answers in place of a model that has failed with `error`. Behind a finished step nothing does: what was
+    /// begun is gone on with.
+    fn fallback(&self, error: &AgentError, talk: &Talk) -> Option<&Fallback> {
+        self.options.fallback.as_ref().filter(|_| talk.step == 0 && fallback::is_for(error))
+    }
+
     async fn make_plan(&self, context: &RunContext, params: &Params, talk: &mut Talk) -> Result<(), AgentError> {
         let mut asked = Talk { step: talk.step, ..Talk::new([]) };
         asked.turns.clone_from(&talk.turns);
@@ -385,20 +391,17 @@ impl Agent for ModelAgent {
             return Ok(Answer::finished(result));
         }
         let mut talk = self.talk(&context);
-        let answered = match (&self.options.lacking, &self.options.fallback) {
-            (Some(lacking), Some(_)) => Err(AgentError::permanent("provider_lacking", lacking.as_str())),
-            _ => self.converse(&context, &mut talk).await,
-        };
-        match (&answered, &self.options.fallback) {
-            (Err(error), Some(fallback)) if fallback::is_for(error) && talk.step == 0 => {
+        let answered = self.converse(&context, &mut talk).await;
+        match &answered {
+            Err(error) => {
+                let Some(fallback) = self.fallback(error, &talk) else { return answered };
                 *self.away.lock() = Some(error.to_string());
                 fallback.answer(&context, error).await
             }
-            (Ok(_), _) => {
+            Ok(_) => {
                 *self.away.lock() = None;
                 answered
             }
-            (Err(_), _) => answered,
         }
     }
 }

@@ -54,6 +54,10 @@ const PERMANENT: [&str; 10] = [
 const VARIABLES: [(&str, &str); 3] =
     [("anthropic", "ANTHROPIC_API_KEY"), ("gemini", "GEMINI_API_KEY"), ("openai", "OPENAI_API_KEY")];
 
+/// Where no request is answered that has no key.
+const HOMES: [&str; 3] =
+    ["https://api.anthropic.com", "https://generativelanguage.googleapis.com", "https://api.openai.com"];
+
 /// The provider, as errors speak of it.
 #[derive(Debug)]
 pub(super) struct Who {
@@ -179,6 +183,12 @@ impl Who {
             }
             _ => self.permanent("provider_rejected", &format!("answered {status}{because}")),
         }
+    }
+
+    /// Why there is no use in asking: it wants a key, and there is none.
+    pub(super) fn lacks_key(&self) -> Option<AgentError> {
+        let lacks = self.key.is_none() && HOMES.contains(&&*self.origin);
+        lacks.then(|| self.permanent("provider_rejected_key", &format!("was not asked; {}", self.about_key())))
     }
 
     fn about_key(&self) -> String {

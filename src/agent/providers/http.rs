@@ -210,6 +210,9 @@ impl Provider for HttpProvider {
     }
 
     async fn chat(&self, chat: Chat) -> Result<Pieces, AgentError> {
+        if let Some(error) = self.who.lacks_key() {
+            return Err(error);
+        }
         let asked = Instant::now();
         let deadline = asked + self.timeouts.first_token.min(self.timeouts.total);
         let model = self.model(&chat.model, deadline).await?;

@@ -6,16 +6,18 @@ mod node;
 mod promise;
 mod sse;
 mod stack;
+mod tool;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use model::{FakeModel, Script};
+pub(crate) use model::{FakeModel, Script, WRITTEN, Wanted};
 pub(crate) use node::{Answer, Finished, Node, Options, database, finished_process, id_of};
 pub(crate) use promise::{assert_log, assert_log_so_far, assert_promise, assert_seen, said};
 pub(crate) use sse::{Event, Stream, parse};
 pub(crate) use stack::{environment as stack_env, is_embedded};
+pub(crate) use tool::{FakeTool, Reply};
 
 /// Nothing that a test awaits takes this long on a machine that works.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

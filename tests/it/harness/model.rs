@@ -23,7 +23,22 @@ pub(crate) enum Script {
     Rubbish(u64),
     /// Refuses with this status, headers (each with its line end) and message.
     Refuse(u16, &'static str, &'static str),
+    /// Streams this text, word by word, and usage.
+    Says(String),
+    /// Streams calls of tools, each in pieces as OpenAI does, and usage.
+    Calls(Vec<Wanted>),
 }
+
+/// A call of a tool that a model wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) id: String,
+    pub(crate) tool: &'static str,
+    pub(crate) arguments: Value,
+}
+
+/// What a call of tools, or a text, counts as, in tokens written; those read are always 11.
+pub(crate) const WRITTEN: u64 = 7;
 
 /// A provider on a port of its own.
 pub(crate) struct FakeModel {
@@ -31,9 +46,11 @@ pub(crate) struct FakeModel {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
+/// How a request with this body is answered.
+type Choose = Box<dyn FnMut(&Value) -> Script + Send>;
+
 struct State {
-    scripts: VecDeque<Script>,
+    choose: Choose,
     requests: Vec<Request>,
     open: usize,
     closed_at: Option<Instant>,
@@ -47,12 +64,34 @@ pub(crate) struct Request {
     pub(crate) body: Value,
 }
 
+impl Request {
+    /// The value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
 impl FakeModel {
     /// A provider that answers by these scripts, one after the other, the last for all that follow.
     pub(crate) async fn start(scripts: impl IntoIterator<Item = Script>) -> Self {
+        let mut scripts: VecDeque<_> = scripts.into_iter().collect();
+        Self::by(move |_| {
+            let last = scripts.len() == 1;
+            let script = if last { scripts.front().cloned() } else { scripts.pop_front() };
+            script.unwrap_or(Script::Tokens(0, Duration::ZERO))
+        })
+        .await
+    }
+
+    /// A provider that chooses its answer by what it is asked: the body of the request.
+    pub(crate) async fn by(choose: impl FnMut(&Value) -> Script + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let state = Arc::new(Mutex::new(State { scripts: scripts.into_iter().collect(), ..State::default() }));
+        let state = State { choose: Box::new(choose), requests: Vec::new(), open: 0, closed_at: None };
+        let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -102,7 +141,7 @@ impl FakeModel {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+pub(super) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -114,10 +153,9 @@ async fn serve(socket: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     while let Some(request) = read(&mut reader).await? {
         let script = {
             let mut state = lock(state);
+            let script = (state.choose)(&request.body);
             state.requests.push(request);
-            let last = state.scripts.len() == 1;
-            let script = if last { state.scripts.front().cloned() } else { state.scripts.pop_front() };
-            script.unwrap_or(Script::Tokens(0, Duration::ZERO))
+            script
         };
         let mut closed = [0];
         tokio::select! {
@@ -129,7 +167,7 @@ async fn serve(socket: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn read(reader: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Option<Request>> {
+pub(super) async fn read(reader: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Option<Request>> {
     let mut head = String::new();
     loop {
         let mut line = String::new();
@@ -155,6 +193,7 @@ async fn answer(writer: &mut OwnedWriteHalf, script: Script) -> std::io::Result<
     let (tokens, pause) = match &script {
         Script::Tokens(tokens, pause) => (*tokens, *pause),
         Script::Hang(tokens) | Script::Cut(tokens) | Script::Rubbish(tokens) => (*tokens, Duration::ZERO),
+        Script::Says(_) | Script::Calls(_) => (0, Duration::ZERO),
         Script::Refuse(status, headers, message) => {
             let body = json!({"error": {"message": message, "type": "fake_error", "code": null}}).to_string();
             let head = format!(
@@ -175,14 +214,25 @@ async fn answer(writer: &mut OwnedWriteHalf, script: Script) -> std::io::Result<
         chunk(writer, &delta(json!({"content": format!("t{number} ")}), Value::Null)).await?;
     }
     match script {
-        Script::Tokens(..) => {
-            chunk(writer, &delta(json!({}), json!("stop"))).await?;
-            let usage = json!({"prompt_tokens": 11, "completion_tokens": tokens, "total_tokens": 11 + tokens});
-            let last = json!({"id": "c1", "object": "chat.completion.chunk", "choices": [], "usage": usage});
-            chunk(writer, &format!("data: {last}\n\n")).await?;
-            chunk(writer, "data: [DONE]\n\n").await?;
-            writer.write_all(b"0\r\n\r\n").await?;
-            Ok(true)
+        Script::Tokens(..) => end(writer, "stop", tokens).await,
+        Script::Says(text) => {
+            for word in text.split_inclusive(' ') {
+                chunk(writer, &delta(json!({"content": word}), Value::Null)).await?;
+            }
+            end(writer, "stop", WRITTEN).await
+        }
+        Script::Calls(calls) => {
+            for (index, Wanted { id, tool, arguments }) in calls.iter().enumerate() {
+                let call = |call: Value| delta(json!({"tool_calls": [call]}), Value::Null);
+                let begins = json!({"index": index, "id": id, "type": "function",
+                    "function": {"name": tool, "arguments": ""}});
+                chunk(writer, &call(begins)).await?;
+                let text = arguments.to_string();
+                for piece in text.as_bytes().chunks(5).map(String::from_utf8_lossy) {
+                    chunk(writer, &call(json!({"index": index, "function": {"arguments": piece}}))).await?;
+                }
+            }
+            end(writer, "tool_calls", WRITTEN).await
         }
         Script::Rubbish(_) => {
             chunk(writer, "data: {\"choices\": [ and then\n\n").await?;
@@ -192,6 +242,17 @@ async fn answer(writer: &mut OwnedWriteHalf, script: Script) -> std::io::Result<
         Script::Hang(_) => std::future::pending().await,
         Script::Cut(_) | Script::Refuse(..) => Ok(false),
     }
+}
+
+/// Ends an answer of so many tokens; the connection goes on.
+async fn end(writer: &mut OwnedWriteHalf, reason: &str, tokens: u64) -> std::io::Result<bool> {
+    chunk(writer, &delta(json!({}), json!(reason))).await?;
+    let usage = json!({"prompt_tokens": 11, "completion_tokens": tokens, "total_tokens": 11 + tokens});
+    let last = json!({"id": "c1", "object": "chat.completion.chunk", "choices": [], "usage": usage});
+    chunk(writer, &format!("data: {last}\n\n")).await?;
+    chunk(writer, "data: [DONE]\n\n").await?;
+    writer.write_all(b"0\r\n\r\n").await?;
+    Ok(true)
 }
 
 fn delta(delta: Value, finish_reason: Value) -> String {

@@ -1,6 +1,6 @@
 //! The promise, as checks: what holds for every run whatever happened to its node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -30,7 +30,8 @@ pub(crate) fn assert_log(events: &[Event]) -> Log {
 #[track_caller]
 pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
     let mut log = Log { attempts: Vec::new(), retries: Vec::new(), ending: None };
-    let (mut last, mut running, mut waiting, mut steps) = (0, false, false, 0);
+    let (mut last, mut running, mut waiting) = (0, false, false);
+    let (mut kept, mut begun, mut finished) = (0, BTreeSet::new(), BTreeSet::new());
     for (index, event) in events.iter().enumerate() {
         let seen = tail(&events[..=index]);
         assert_eq!(log.ending, None, "something follows the final event: {seen}");
@@ -43,7 +44,7 @@ pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
         }
         last = event.seq;
         if index == 0 {
-            steps = event.data["steps_kept"].as_u64().unwrap_or(0);
+            kept = event.data["steps_kept"].as_u64().unwrap_or(0);
         }
         match event.kind.as_str() {
             "run.started" => {
@@ -61,11 +62,19 @@ pub(crate) fn assert_log_so_far(events: &[Event]) -> Log {
                 log.retries.push(event.data["reason"].as_str().expect("a reason").to_owned());
                 running = false;
             }
+            "step.started" => {
+                let step = event.data["step"].as_u64().expect("a step");
+                assert!(running && !finished.contains(&step), "a finished step began anew: {seen}");
+                begun.insert(step);
+            }
             "step.completed" => {
                 let step = event.data["step"].as_u64().expect("a step");
                 // An answer is a step, too.
-                assert!((running || waiting) && step == steps + 1, "a step was made twice, or left out: {seen}");
-                (steps, waiting) = (step, false);
+                assert!((running || waiting) && step > kept && finished.insert(step), "a step was made twice: {seen}");
+                // The number of a step that was cut off is used by no other.
+                let known = |step: &u64| kept > 0 || begun.contains(step) || finished.contains(step);
+                assert!((1..step).all(|step| known(&step)), "a step was left out: {seen}");
+                waiting = false;
             }
             "run.waiting" => {
                 assert!(running && event.data["wait_id"].is_string(), "{seen}");
@@ -110,7 +119,7 @@ pub(crate) async fn assert_promise(node: &Node, id: &str) -> Log {
 
 /// What the run has said, without what was declared void.
 pub(crate) fn said(events: &[Event]) -> String {
-    let retries: Vec<_> = events.iter().filter(|event| event.kind == "run.retrying").collect();
+    let retries: Vec<_> = events.iter().filter(|event| event.data.get("void_after").is_some()).collect();
     let void = |seq: u64| retries.iter().any(|retry| seq < retry.seq && retry.data["void_after"].as_u64() < Some(seq));
     let deltas = events.iter().filter(|event| event.kind == "message.delta" && !void(event.seq));
     deltas.map(Event::text).collect()

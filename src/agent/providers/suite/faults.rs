@@ -39,6 +39,16 @@ fn the_wait_is_told_in_many_ways() {
 }
 
 #[test]
+fn nobody_is_asked_without_the_key_that_they_want() {
+    let who = |origin: &str, key: Option<&str>| Who::new("openai".to_owned(), origin.to_owned(), key.map(Into::into));
+    let error = who("https://api.openai.com", None).lacks_key().unwrap();
+    assert!(is_permanent(&error, "provider_rejected_key"), "{error}");
+    assert!(error.to_string().ends_with("no key is set: set OPENAI_API_KEY or providers.openai.api_key"), "{error}");
+    assert_eq!(who("https://api.openai.com", Some("a key")).lacks_key(), None);
+    assert_eq!(who("http://127.0.0.1:8080", None).lacks_key(), None);
+}
+
+#[test]
 fn a_rejected_key_says_where_keys_come_from() {
     let rejected = |who: Who, status, body: &[u8]| {
         let error = who.refused(status, &HeaderMap::new(), body, "small");
