@@ -123,3 +123,17 @@ fn why_it_stopped_is_told_in_the_words_of_all() {
         assert!(format!("{said:?}").contains(&format!("{finish:?}")), "{said:?}");
     }
 }
+
+#[test]
+fn a_schema_is_promised_where_it_is_closed_and_plain() {
+    let plain = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+        "additionalProperties": false});
+    let mut bounded = plain.clone();
+    bounded["properties"]["n"]["minimum"] = json!(1);
+    for (schema, promised) in [(plain, true), (bounded, false)] {
+        let schema = Some(Arc::new(schema));
+        let chat = Chat { turns: vec![message(Role::User, "Hi")], schema, ..Chat::default() };
+        let body = Messages.ask(&chat, "small").unwrap().body;
+        assert_eq!((body.get("output_config").is_some(), body.get("system").is_some()), (promised, !promised));
+    }
+}

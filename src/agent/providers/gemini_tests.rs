@@ -117,3 +117,12 @@ fn a_prompt_that_is_blocked_is_filtered_and_calls_without_ids_are_given_some() {
     let ids: Vec<_> = contents.calls.iter().map(|call| call.id.as_str()).collect();
     assert!(is_made_up(ids[0]) && is_made_up(ids[1]) && ids[0] != ids[1], "{ids:?}");
 }
+
+#[test]
+fn a_schema_is_promised_where_there_are_no_tools() {
+    let schema = Some(Arc::new(json!({"type": "object", "maxProperties": 3})));
+    let chat = Chat { turns: vec![message(Role::User, "Hi")], schema, ..Chat::default() };
+    let body = GenerateContent.ask(&chat, "small").unwrap().body;
+    assert_eq!(body["generationConfig"]["responseJsonSchema"], json!({"type": "object", "maxProperties": 3}));
+    assert!(body.get("systemInstruction").is_none());
+}
