@@ -29,7 +29,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{cell::Cell, collections::BTreeMap, path::Path};
 
 pub use faults::{ConfigError, Fault, Origin};
 pub use render::example_toml;
@@ -84,7 +84,7 @@ impl Config {
     pub fn load(flags: &Flags, env: &BTreeMap<String, String>, cwd: &Path) -> Result<Self, ConfigError> {
         let mut faults = Vec::new();
         let env = sources::environment(env, cwd, &mut faults);
-        let around = Surroundings { env, cwd: cwd.to_owned() };
+        let around = Surroundings { env, cwd: cwd.to_owned(), executes: Cell::new(true) };
         let (path, text) = sources::file(flags.config.as_deref(), &around, &mut faults);
         Self::read_all(Reader::new(around, flags.keys(), faults), &path, &text)
     }
@@ -95,7 +95,7 @@ impl Config {
     /// # Errors
     /// Returns everything that is wrong, at once.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let around = Surroundings { env: BTreeMap::new(), cwd: ".".into() };
+        let around = Surroundings { env: BTreeMap::new(), cwd: ".".into(), executes: Cell::new(true) };
         Self::read_all(Reader::new(around, BTreeMap::new(), Vec::new()), Path::new("toml"), text)
     }
 

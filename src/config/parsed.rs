@@ -6,9 +6,9 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
 use super::{
-    codecs::{Codec, Problem, literal, text},
+    codecs::{Codec, OneOf, Problem, literal, text},
     sources::Surroundings,
-    values::{BrokerUrl, ModelPrice, ModelRef, ServiceUrl, StoreUrl, millionths},
+    values::{BrokerUrl, ModelPrice, ModelRef, Role, ServiceUrl, StoreUrl, millionths},
 };
 use crate::agent::tools::http::UrlTemplate;
 use crate::net::guard::Allowed;
@@ -175,7 +175,7 @@ impl Codec for SecretPair {
             return Err(Problem::Unlike);
         }
         let (front, last) = value.rsplit_once(' ').map_or(("", value), |(front, last)| (front, last));
-        let last = referred(last, around)?;
+        let last = opened_by_workers(last, around)?;
         let whole = if front.is_empty() { last } else { format!("{front} {last}") };
         // What neither a header nor a variable can hold; names only, the value may be a secret.
         if whole.bytes().any(|byte| byte.is_ascii_control()) {
@@ -241,6 +241,57 @@ fn referred(text: &str, around: &Surroundings) -> Result<String, Problem> {
     };
     // A file usually ends with a line break that is no part of it.
     Ok(found.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// The same of a secret that only agents need: a node that executes none leaves the reference as it is, unopened.
+fn opened_by_workers(text: &str, around: &Surroundings) -> Result<String, Problem> {
+    let is_reference = text.starts_with("env:") || text.starts_with("file:");
+    if is_reference && !around.executes.get() { Ok(text.to_owned()) } else { referred(text, around) }
+}
+
+/// A secret that only agents need; see [`Secret`].
+pub(super) struct WorkerSecret;
+
+impl Codec for WorkerSecret {
+    type Value = SecretString;
+
+    const QUOTABLE: bool = false;
+
+    fn expected(&self) -> String {
+        Secret(1).expected()
+    }
+
+    fn read(&self, value: &Value, around: &Surroundings) -> Result<SecretString, Problem> {
+        let secret = opened_by_workers(text(value)?, around)?;
+        if secret.is_empty() { Err(Problem::Unlike) } else { Ok(secret.into()) }
+    }
+
+    fn write(&self, secret: &SecretString) -> Option<String> {
+        Secret(1).write(secret)
+    }
+}
+
+/// What the node does, which decides what it opens of what is read behind it.
+pub(super) struct WhichRole;
+
+impl Codec for WhichRole {
+    type Value = Role;
+
+    const QUOTABLE: bool = OneOf::<Role>::QUOTABLE;
+
+    fn expected(&self) -> String {
+        OneOf(Role::ALL).expected()
+    }
+
+    fn read(&self, value: &Value, around: &Surroundings) -> Result<Role, Problem> {
+        let role = OneOf(Role::ALL).read(value, around)?;
+        around.executes.set(role != Role::Api);
+        Ok(role)
+    }
+
+    fn write(&self, role: &Role) -> Option<String> {
+        OneOf(Role::ALL).write(role)
+    }
 }
 
 /// Users and queries are refused because a URL ends up in logs, and they hold passwords and keys.

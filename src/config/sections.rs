@@ -12,7 +12,7 @@ use super::{
     follow_ups::FollowUps,
     parsed::{
         ADDRESS, ALLOWED, BROKER, ENDPOINT, FILLED, HTTP_URL, JSON, LABEL, MODEL, NAMESPACE, NODE, OBJECT, PATH, PIN,
-        PRICE, QUEUES, STORE, Secret, SecretPair, TEMPLATE,
+        PRICE, QUEUES, STORE, Secret, SecretPair, TEMPLATE, WhichRole, WorkerSecret,
     },
     parts::{Entry, section},
     values::{
@@ -51,7 +51,7 @@ section! {
         pub mode: Mode = Mode::Local => OneOf(Mode::ALL);
         /// What this node does: serve the API, execute runs, or both. Splitting them needs a broker and a store that
         /// several nodes can share, hence one process for both.
-        pub role: Role = Role::All => OneOf(Role::ALL);
+        pub role: Role = Role::All => WhichRole;
         /// This node's name in logs, events and GET /v1/nodes. Machine and process id when not set; no two living
         /// nodes may share one.
         pub node: Option<String> = None => Optional(NODE);
@@ -386,7 +386,7 @@ section! {
         pub base_url: Option<String> = None => Optional(HTTP_URL);
         /// The key that it asks for. Without one, requests carry none, which is right for most local servers. Better
         /// "env:NAME" or "file:PATH" than the key itself.
-        pub api_key: Option<SecretString> = None => Optional(Secret(1));
+        pub api_key: Option<SecretString> = None => Optional(WorkerSecret);
         /// The models that GET /v1/models offers. Agents may use others: the list only informs.
         pub models: Vec<String> = Vec::new() => List(FILLED);
         /// How long it may take to connect. A provider that is up answers in well under a second.

@@ -1,6 +1,7 @@
 //! Where values come from, and which source wins: flag, environment, file, alias, default.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -73,6 +74,8 @@ pub(super) fn join(path: &str, name: &str) -> String {
 pub(super) struct Surroundings {
     pub(super) env: BTreeMap<String, String>,
     pub(super) cwd: PathBuf,
+    /// The node executes runs, as far as has been read: it opens what is for their agents.
+    pub(super) executes: Cell<bool>,
 }
 
 /// A table of the file; entries are taken out as they are read, so that what is left is unknown.

@@ -673,3 +673,19 @@ fn tenants_have_keys_of_their_own() {
     let start = Start::new().env("RUNCAST_TENANTS_ACME_WEIGHT", "2");
     assert!(start.faults().contains("the file has to name the entry first, as [tenants.NAME]"), "{}", start.faults());
 }
+
+#[test]
+fn a_node_that_executes_nothing_opens_no_secret_of_agents() {
+    let toml = |role: &str| {
+        format!(
+            "role = \"{role}\"\nbroker = \"redis://h\"\nstore = \"postgres://h/d\"\nlisten = \"127.0.0.1:0\"\n\
+             [providers.far]\nbase_url = \"https://a.b\"\napi_key = \"env:NOWHERE\"\n\
+             [mcp.m]\ncommand = [\"x\"]\nenv = [\"TOKEN=file:/nowhere\"]\n"
+        )
+    };
+    let config = Config::from_toml(&toml("api")).unwrap();
+    assert_eq!(config.providers["far"].api_key.as_ref().unwrap().expose_secret(), "env:NOWHERE");
+    assert_eq!(config.mcp["m"].env[0].1.expose_secret(), "file:/nowhere");
+    let faults = faults(&toml("worker"));
+    assert!(faults.contains("NOWHERE is not set") && faults.contains("cannot read file /nowhere"), "{faults}");
+}
