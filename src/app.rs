@@ -429,6 +429,7 @@ fn all_agents(config: &Config, given: Vec<Arc<dyn Agent>>, supervisor: Option<&P
                 options.plan = agent.plan;
                 options.answer_within = agent.answer_within;
                 options.fallback = fallback(agent).map_err(|error| format!("agent {name}: fallback: {error}"))?;
+                options.lacking = what_lacks(config, agent);
                 options.price = highest_price(config, model, &agent.fallback_models);
                 options.budget = budget(agent);
                 options.timeout = agent.timeout;
@@ -670,20 +671,20 @@ fn webhook_parts(config: &Config) -> WebhookParts {
     }
 }
 
-/// What agents lack to work. One whose models are several works as long as one of them does.
+/// What agents lack to work. What has a fallback answers all the same, and says so.
 fn lacking(config: &Config) -> BTreeMap<String, String> {
+    let helpless = config.agents.iter().filter(|(_, agent)| matches!(fallback(agent), Ok(None)));
+    helpless.filter_map(|(name, agent)| Some((name.clone(), what_lacks(config, agent)?))).collect()
+}
+
+/// What all of an agent's models lack.
+fn what_lacks(config: &Config, agent: &config::Agent) -> Option<String> {
     let missing = |model: &ModelRef| {
         let missing = missing_key(&model.provider, config.providers.get(&model.provider)?)?;
         Some(format!("provider {} has {missing}", model.provider))
     };
-    // What has a fallback answers all the same, and says so.
-    let helpless = config.agents.iter().filter(|(_, agent)| matches!(fallback(agent), Ok(None)));
-    let lacking = helpless.filter_map(|(name, agent)| {
-        let models = agent.model.iter().chain(&agent.fallback_models);
-        let lacking = models.map(missing).collect::<Option<Vec<_>>>()?.into_iter().next()?;
-        Some((name.clone(), lacking))
-    });
-    lacking.collect()
+    let models = agent.model.iter().chain(&agent.fallback_models);
+    models.map(missing).collect::<Option<Vec<_>>>()?.into_iter().next()
 }
 
 fn engine_settings(config: &Config, node: String) -> Settings {

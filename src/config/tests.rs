@@ -596,7 +596,7 @@ fn an_agent_may_be_a_program_or_a_service_of_ones_own() {
         "agents.a.url (toml:3): makes no sense for an agent of kind process",
         "agents.b.url (default): has to be set for an agent of kind remote",
         "agents.b.env (toml:6): makes no sense for an agent of kind remote",
-        "agents.c.env (toml:10): item 1: expected NAME=value",
+        "agents.c.env (toml:10): item 1: expected Name=value",
     ] {
         assert!(faults.contains(problem), "{problem}: {faults}");
     }

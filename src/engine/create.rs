@@ -266,6 +266,11 @@ impl Engine {
             ttl_at: None,
             latest_due: None,
             retry_of: Some(id),
+            // Steps that are taken over are not counted again.
+            budget: Budget {
+                steps: run.spec.budget.steps.map(|most| most.saturating_add(run.steps)),
+                ..run.spec.budget
+            },
             created_at: now,
             ..Spec::clone(&run.spec)
         };

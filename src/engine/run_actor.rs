@@ -342,6 +342,8 @@ impl RunActor {
                         // An agent that has been dropped meanwhile does not want to know.
                         waiting.send(Err(NotBegun::OutOfBudget(bound))).unwrap_or_default();
                     }
+                    // What has gathered is journaled all the same.
+                    self.flush_soon(context);
                     return None;
                 }
                 Err(rejection) => {

@@ -63,6 +63,17 @@ impl Content {
         }
     }
 
+    /// How much it is to read for a model, as bytes of text: an image or a sound counts as one of some 1,500 tokens,
+    /// however it is spelled.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        const MEDIA: usize = 6_000;
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Parts(parts) => parts.iter().map(|part| part.text().map_or(MEDIA, str::len)).sum(),
+        }
+    }
+
     /// The texts, one after the other; what is no text is left out.
     #[must_use]
     pub fn text(&self) -> Cow<'_, str> {

@@ -44,7 +44,6 @@ struct Ledger {
     open: Vec<OpenStep>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
 fn is_unbounded(budget: &Budget) -> bool {
     *budget == Budget::NONE
 }

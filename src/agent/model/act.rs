@@ -1,6 +1,7 @@
 //! Does what the model wants to be done: calls tools, several at once where the agent allows it, and asks people.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -35,6 +36,8 @@ pub(super) struct Tools {
     pub(super) parallel: bool,
     /// How long people have to answer.
     pub(super) answer_within: Option<Duration>,
+    /// What the run's output has to follow.
+    pub(super) schema: Option<Arc<jsonschema::Validator>>,
 }
 
 /// What follows from what was done.
@@ -97,10 +100,18 @@ impl Tools {
         let mut made = stream::iter(calls)
             .map(|(step, pending, next)| make(context, step, pending, next))
             .buffer_unordered(at_once);
+        // What has begun is finished, whatever happens to the others.
+        let mut stopped = None;
         while let Some(record) = made.next().await {
-            talk.take(&record?);
+            match record {
+                Ok(record) => talk.take(&record),
+                Err(error) => stopped = stopped.or(Some(error)),
+            }
         }
         drop(made);
+        if let Some(error) = stopped {
+            return Err(error);
+        }
         if let Some((reason, prompt)) = question {
             return Err(AgentError::Ask(crate::agent::Asked { reason, prompt, deadline: self.answer_within }));
         }
@@ -121,7 +132,15 @@ impl Tools {
                 Ok(arguments @ Value::Object(_)) => arguments,
                 Ok(_) | Err(_) => return failed("the arguments are not a JSON object; nothing was done".to_owned()),
             };
-            return own(&call.name, arguments, answers, &call.id);
+            return match (own(&call.name, arguments, answers, &call.id), &self.schema) {
+                (Next::Complete(result), Some(schema)) => match schema.validate(&result) {
+                    Ok(()) => Next::Complete(result),
+                    Err(error) => {
+                        failed(format!("the result is not what was asked for: {error}; nothing is completed"))
+                    }
+                },
+                (next, _) => next,
+            };
         }
         let Some(declared) = self.declared.get(&call.name) else {
             let known: Vec<_> = self.cards().into_iter().map(|card| card.name).collect();
@@ -129,9 +148,8 @@ impl Tools {
         };
         let arguments = || serde_json::from_str(&call.arguments).unwrap_or_else(|_| Value::from(&*call.arguments));
         let prompt = |question: String| json!({"question": question, "call_id": call.id, "tool": call.name, "arguments": arguments()});
-        let mut answers = answers.iter();
         if declared.policy.needs_approval {
-            match answers.next() {
+            match answers.first().map(|(_, answer)| answer) {
                 None => return Next::Ask(Reason::Approval, prompt(format!("May {} be called?", call.name))),
                 Some(answer) if !approves(answer) => {
                     return failed(format!("a person did not approve this call, and said: {}", plain(answer)));
@@ -139,8 +157,10 @@ impl Tools {
                 Some(_) => {}
             }
         }
-        if was_cut_off(context.cut_off(), &call.id) {
-            match (declared.policy.cut_off, answers.next()) {
+        if let Some(begun) = cut_off_at(context.cut_off(), &call.id) {
+            // An answer to an earlier question says nothing of a call that was made since.
+            let answer = answers.iter().find(|(step, _)| *step > begun).map(|(_, answer)| answer);
+            match (declared.policy.cut_off, answer) {
                 (CutOff::Repeat, _) => {}
                 (CutOff::Fail, _) => {
                     return failed(
@@ -169,13 +189,13 @@ impl Tools {
 }
 
 /// What is to be done about a call of one of Runcast's own tools.
-fn own(name: &str, arguments: Value, answers: &[Value], call_id: &str) -> Next {
+fn own(name: &str, arguments: Value, answers: &[(u32, Value)], call_id: &str) -> Next {
     let missing = |field: &str| Next::Gave(Outcome { content: format!("{field} is missing"), failed: true });
     let field = |field: &str| arguments.get(field).cloned();
     match name {
         COMPLETE => Next::Complete(field("result").unwrap_or(arguments)),
         ASK => match (answers.first(), field("question")) {
-            (Some(answer), _) => Next::Gave(Outcome { content: plain(answer), failed: false }),
+            (Some((_, answer)), _) => Next::Gave(Outcome { content: plain(answer), failed: false }),
             (None, Some(question)) => {
                 let mut prompt = json!({"question": question, "call_id": call_id});
                 if let Some(options) = field("options") {
@@ -190,9 +210,10 @@ fn own(name: &str, arguments: Value, answers: &[Value], call_id: &str) -> Next {
     }
 }
 
-/// The attempt that began the call ended before it returned.
-fn was_cut_off(open: &[OpenStep], call_id: &str) -> bool {
-    open.iter().any(|open| open.kind == StepKind::Tool && open.call_id.as_deref() == Some(call_id))
+/// The step that the call was, if the attempt that began it ended before it returned.
+fn cut_off_at(open: &[OpenStep], call_id: &str) -> Option<u32> {
+    let open = open.iter().find(|open| open.kind == StepKind::Tool && open.call_id.as_deref() == Some(call_id));
+    open.map(|open| open.step)
 }
 
 /// Makes one call as step number `step`; it is kept before this returns.

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::act::Tools;
 use super::talk::{Said, Talk};
 use super::{ModelAgent, Params};
-use crate::agent::providers::{Chat, Piece};
+use crate::agent::providers::{Chat, Finish, Piece};
 use crate::agent::{AgentError, BeginStep, RunContext};
 use crate::run::{Bound, Price, StepKind, Usage};
 
@@ -67,11 +67,13 @@ impl ModelAgent {
             chat.tools.iter().map(|tool| tool.description.len() + tool.parameters.to_string().len()).sum();
         let asked = (talk.bytes() + tools).div_ceil(TOKEN) as u64;
         let price = self.options.price;
-        let most = most_tokens(context, asked, chat.max_tokens, price)?;
+        // Models count some tokens around each message, and not all texts have four bytes to a token.
+        let reserved_input = asked * 4 / 3 + 16 * talk.turns.len() as u64;
+        let most = most_tokens(context, reserved_input, chat.max_tokens, price)?;
         if let Some(bounded) = most.bounded {
             chat.max_tokens = Some(bounded);
         }
-        let reserve = used(asked, most.reserved, price, true);
+        let reserve = used(reserved_input, most.reserved, price, true);
         let begin = BeginStep { step, kind: StepKind::Model, name: self.model(), call_id: None, reserve };
         let began = context.begin_step(begin).await?;
         let mut pieces = self.provider.chat(chat).await?;
@@ -117,6 +119,10 @@ impl ModelAgent {
                     said.calls.push(call);
                 }
                 Piece::Echo(echo) => said.echo = Some(echo),
+                Piece::Finish(Finish::Length) if most.bound.is_some() => {
+                    // The answer is as long as the budget allows.
+                    said.finish_reason = most.bound.map(|bound| bound.outcome().to_owned());
+                }
                 Piece::Finish(reason) => said.finish_reason = Some(reason.as_str().to_owned()),
                 Piece::Usage(counted) => reported = Some(counted),
             }
@@ -170,6 +176,8 @@ struct Most {
     reserved: u64,
     /// What the model is told, if it is told anything.
     bounded: Option<u32>,
+    /// The bound of the budget that makes it shorter than it was to be.
+    bound: Option<Bound>,
 }
 
 /// What is left of the run's budget for an answer to `asked` tokens of which the caller wants at most `wanted`.
@@ -180,7 +188,7 @@ fn most_tokens(
     price: Option<Price>,
 ) -> Result<Most, AgentError> {
     let (budget, spent) = (context.spec().budget, context.used());
-    let mut left = u64::MAX;
+    let (mut left, mut tightest) = (u64::MAX, Bound::Tokens);
     if let Some(most) = budget.tokens {
         left = most.saturating_sub(spent.tokens()).saturating_sub(asked);
         if left == 0 {
@@ -200,9 +208,12 @@ fn most_tokens(
         if affordable == 0 {
             return Err(AgentError::OutOfBudget(Bound::Cost));
         }
-        left = left.min(affordable);
+        if affordable < left {
+            (left, tightest) = (affordable, Bound::Cost);
+        }
     }
     let reserved = wanted.map_or(RESERVED_TOKENS, u64::from).min(left);
     let bounded = if left < u64::MAX || wanted.is_some() { u32::try_from(reserved).ok() } else { None };
-    Ok(Most { reserved, bounded })
+    let bound = (left <= wanted.map_or(RESERVED_TOKENS, u64::from)).then_some(tightest);
+    Ok(Most { reserved, bounded, bound })
 }

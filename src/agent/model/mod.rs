@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::act::{Done, Tools, own_tool};
-use self::talk::{Said, Talk};
+use self::talk::{Returned, Said, Talk};
 use super::providers::Provider;
 use super::tools::Toolbox;
 use super::{Agent, AgentCard, AgentError, Answer, Manners, RunContext};
@@ -82,6 +82,8 @@ pub struct ModelAgentOptions {
     pub answer_within: Option<Duration>,
     /// What answers when no model does.
     pub fallback: Option<Fallback>,
+    /// Why no model can be asked at all, such as a missing key: said of an agent with a fallback before it has run.
+    pub lacking: Option<String>,
     /// The most that the model, or one of those behind it, costs.
     pub price: Option<Price>,
     /// See [`AgentCard::budget`].
@@ -113,6 +115,7 @@ impl ModelAgentOptions {
             plan: false,
             answer_within: None,
             fallback: None,
+            lacking: None,
             price: None,
             budget: Budget::NONE,
             timeout: None,
@@ -127,7 +130,7 @@ pub struct ModelAgent {
     options: ModelAgentOptions,
     provider: Arc<dyn Provider>,
     /// What the run's output is checked against.
-    schema: Option<jsonschema::Validator>,
+    schema: Option<Arc<jsonschema::Validator>>,
     /// Why the fallback answered the last run.
     away: Mutex<Option<String>>,
 }
@@ -152,7 +155,9 @@ impl ModelAgent {
         if let Some(name) = options.own_tools.iter().find(|name| own_tool(name, None).is_none()) {
             return Err(format!("there is no tool {name:?}"));
         }
-        Ok(Self { options, provider, schema, away: Mutex::default() })
+        let away = options.lacking.clone().filter(|_| options.fallback.is_some());
+        let schema = schema.map(Arc::new);
+        Ok(Self { options, provider, schema, away: Mutex::new(away) })
     }
 
     fn model(&self) -> String {
@@ -226,7 +231,8 @@ impl ModelAgent {
                 }
             }
         }
-        Ok(Tools { own, declared, parallel: options.parallel_tools, answer_within: options.answer_within })
+        let (parallel, answer_within) = (options.parallel_tools, options.answer_within);
+        Ok(Tools { own, declared, parallel, answer_within, schema: self.schema.clone() })
     }
 
     /// How the run ends with the model's last answer.
@@ -234,6 +240,7 @@ impl ModelAgent {
         let outcome = match said.finish_reason.as_deref() {
             Some("length") => "max_tokens",
             Some("content_filter") => "content_filter",
+            Some(bound) if bound.starts_with("budget_") => bound,
             _ => "finished",
         };
         let output = match &self.schema {
@@ -252,10 +259,10 @@ impl ModelAgent {
             self.make_plan(context, &params, talk).await?;
         }
         loop {
-            if !talk.pending.is_empty() {
-                if let Done::Completed(result) = self.tools().await?.act(context, talk).await? {
-                    return self.complete(result);
-                }
+            if !talk.pending.is_empty()
+                && let Done::Completed(result) = self.tools().await?.act(context, talk).await?
+            {
+                return Ok(Answer::finished(result));
             }
             // Nothing can have been handed to a run that has only begun, or it is seen at the next step.
             if talk.pending.is_empty() && talk.step > 0 {
@@ -282,17 +289,6 @@ impl ModelAgent {
         self.options.fallback.as_ref().filter(|_| talk.step == 0 && fallback::is_for(error))
     }
 
-    /// How the run ends with what the model gave `complete`.
-    fn complete(&self, result: Value) -> Result<Answer, AgentError> {
-        if let Some(schema) = &self.schema
-            && let Err(error) = schema.validate(&result)
-        {
-            let message = format!("what the model gave to complete does not follow output_schema: {error}");
-            return Err(AgentError::permanent("invalid_output", message));
-        }
-        Ok(Answer::finished(result))
-    }
-
     async fn make_plan(&self, context: &RunContext, params: &Params, talk: &mut Talk) -> Result<(), AgentError> {
         let mut asked = Talk { step: talk.step, ..Talk::new([]) };
         asked.turns.clone_from(&talk.turns);
@@ -308,13 +304,15 @@ impl ModelAgent {
     }
 }
 
-/// The result with which an earlier attempt has ended the run, if it has: its call has returned it.
+/// The result with which an earlier attempt has ended the run, if it has, and nobody has said more since.
 fn completed(context: &RunContext) -> Option<Value> {
     let last = context.finished_steps().last()?;
-    (last.kind == StepKind::Tool && last.name == act::COMPLETE).then(|| {
-        let content = last.result.get("content").and_then(Value::as_str).unwrap_or_default();
-        serde_json::from_str(content).unwrap_or_else(|_| Value::from(content))
-    })
+    let said_more = context.taken_steers().iter().any(|(after, _)| *after >= last.step);
+    if last.kind != StepKind::Tool || last.name != act::COMPLETE || said_more {
+        return None;
+    }
+    let returned: Returned = serde_json::from_value(last.result.clone()).ok().filter(|gave: &Returned| !gave.failed)?;
+    Some(serde_json::from_str(&returned.content).unwrap_or(Value::String(returned.content)))
 }
 
 /// The tasks of a plan as the model wrote it.
@@ -390,7 +388,7 @@ impl Agent for ModelAgent {
 
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError> {
         if let Some(result) = completed(&context) {
-            return self.complete(result);
+            return Ok(Answer::finished(result));
         }
         let mut talk = self.talk(&context);
         let answered = self.converse(&context, &mut talk).await;

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::act::COMPLETE;
 use crate::agent::providers::{ToolCall, Turn};
 use crate::run::{Content, Message, Role, StepKind, StepRecord};
 
@@ -52,8 +53,8 @@ pub(super) struct Pending {
     /// The idempotency key of the call.
     pub(super) key: String,
     pub(super) returned: Option<Returned>,
-    /// What a person has answered about it, the first answer first.
-    pub(super) answers: Vec<Value>,
+    /// What a person has answered about it, the first answer first, each with the number of its step.
+    pub(super) answers: Vec<(u32, Value)>,
 }
 
 /// The conversation so far.
@@ -96,7 +97,7 @@ impl Talk {
             }
             StepKind::Ask => {
                 let answer = record.result.get("input").cloned().unwrap_or_default();
-                self.person_answered(answer);
+                self.person_answered(record.step, answer);
             }
         }
     }
@@ -145,10 +146,11 @@ impl Talk {
     }
 
     /// A person has answered the question that was open: the one about the first call that has not been returned.
-    /// A question is asked only when whatever needs no person has been done.
-    fn person_answered(&mut self, answer: Value) {
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.returned.is_none()) {
-            pending.answers.push(answer);
+    /// A question is asked only when whatever needs no person has been done, but for the end of the run.
+    fn person_answered(&mut self, step: u32, answer: Value) {
+        let asked = |pending: &&mut Pending| pending.returned.is_none() && pending.call.name != COMPLETE;
+        if let Some(pending) = self.pending.iter_mut().find(asked) {
+            pending.answers.push((step, answer));
         }
     }
 
@@ -170,7 +172,7 @@ impl Talk {
     /// About how many bytes the model is shown.
     pub(super) fn bytes(&self) -> usize {
         let bytes = |turn: &Turn| match turn {
-            Turn::Said(message) => message.content.bytes(),
+            Turn::Said(message) => message.content.weight(),
             Turn::Called { text, calls, .. } => {
                 text.len() + calls.iter().map(|call| call.name.len() + call.arguments.len()).sum::<usize>()
             }
@@ -257,7 +259,7 @@ mod tests {
         talk.take(&record(1, StepKind::Model, "m", calls(&["a", "b", "c"])));
         talk.take(&record(2, StepKind::Tool, "look", gave("a")));
         talk.take(&record(3, StepKind::Ask, "ask", json!({"wait_id": "w9", "input": "yes"})));
-        assert_eq!(talk.pending[1].answers, [json!("yes")]);
+        assert_eq!(talk.pending[1].answers, [(3, json!("yes"))]);
         assert!(talk.pending[0].answers.is_empty() && talk.pending[2].answers.is_empty());
     }
 

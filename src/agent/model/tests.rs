@@ -468,8 +468,8 @@ async fn a_model_that_goes_round_in_circles_is_stopped() {
 async fn a_budget_bounds_each_answer_and_ends_the_run_by_its_name() {
     let price = Price { input: 1_000_000, output: 2_000_000 };
     for (budget, bound) in [
-        (Budget { tokens: Some(30), ..Budget::NONE }, Bound::Tokens),
-        (Budget { cost_micros: Some(60), ..Budget::NONE }, Bound::Cost),
+        (Budget { tokens: Some(120), ..Budget::NONE }, Bound::Tokens),
+        (Budget { cost_micros: Some(200), ..Budget::NONE }, Bound::Cost),
     ] {
         let look = look("look");
         let mut options = with_tool(&look, Policy::default());
@@ -488,6 +488,17 @@ async fn a_budget_bounds_each_answer_and_ends_the_run_by_its_name() {
         let reserved = seen.begun.lock()[0].reserve;
         assert!(budget.exceeded(reserved).is_none() && reserved.estimated, "{reserved:?}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_the_budget_cuts_short_says_so() {
+    let budget = Budget { tokens: Some(100), ..Budget::NONE };
+    let spec = crate::run::Spec { budget, ..kit::spec("helper", Input::Text("Hi".into()), json!({})) };
+    let (context, _) = kit::attempt(spec, Vec::new());
+    let provider = fake([text("Once upon"), Ok(Piece::Finish("length".into()))]);
+    let agent = ModelAgent::new(ModelAgentOptions::new("helper", "small"), provider).unwrap();
+    let answer = agent.run(context).await.unwrap();
+    assert_eq!((answer.outcome.as_str(), answer.output), ("budget_tokens", json!("Once upon")));
 }
 
 #[tokio::test]
@@ -548,8 +559,103 @@ async fn where_no_model_answers_the_fallback_does_and_says_so() {
     assert_eq!((answer.output, answer.outcome.as_str()), (json!("We got: Hi"), "fallback"));
     assert_eq!(seen.said(), ["We got: Hi"]);
     assert!(agent.stands_in().unwrap().contains("it is away"));
+    // Where it is known that there is none, that is said before.
+    let mut lacking = options.clone();
+    lacking.lacking = Some("provider openai has no key".to_owned());
+    let agent = ModelAgent::new(lacking, fake([])).unwrap();
+    assert_eq!(agent.stands_in().as_deref(), Some("provider openai has no key"));
     // What is no fault of the provider is not covered up.
     let broken = fake([Err(AgentError::permanent("unknown_model", "no such model"))]);
     let (context, _) = first();
     assert!(ModelAgent::new(options, broken).unwrap().run(context).await.is_err());
+}
+
+fn own_tools(names: &[&str]) -> ModelAgentOptions {
+    let mut options = ModelAgentOptions::new("helper", "small");
+    options.own_tools = names.iter().map(|name| (*name).to_owned()).collect();
+    options
+}
+
+#[tokio::test]
+async fn an_end_that_failed_is_none_and_neither_is_one_behind_which_somebody_spoke() {
+    let provider = script([calls(&[("a", "complete", "{\"result\"")]), says("sorry")]);
+    let agent = |provider: &Arc<Fake>| ModelAgent::new(own_tools(&["complete"]), provider.clone()).unwrap();
+    let (context, seen) = first();
+    assert_eq!(agent(&provider).run(context).await, Ok(Answer::finished("sorry")));
+    // The worker died behind the call that failed.
+    let (context, _) = again(seen.steps.lock()[..2].to_vec());
+    assert_eq!(agent(&script([says("sorry")])).run(context).await, Ok(Answer::finished("sorry")));
+
+    let (context, seen) = first();
+    let provider = script([calls(&[("a", "complete", r#"{"result": "done"}"#)])]);
+    assert_eq!(agent(&provider).run(context).await, Ok(Answer::finished("done")));
+    let (context, _) = again(seen.steps.lock().clone());
+    let steers = vec![(2, message(Role::User, "wait, louder"))];
+    let context = context.in_conversation(Conversation { history: Vec::new(), steers });
+    let provider = script([says("DONE")]);
+    assert_eq!(agent(&provider).run(context).await, Ok(Answer::finished("DONE")));
+    assert_eq!(said(&provider.asked.lock()[0]).last().unwrap().content.text(), "wait, louder");
+}
+
+#[tokio::test]
+async fn a_result_that_does_not_follow_the_schema_does_not_end_the_run() {
+    let mut options = own_tools(&["complete"]);
+    options.output_schema = Some(Arc::new(json!({"type": "object", "required": ["n"]})));
+    let call = |result: &str| calls(&[("a", "complete", result)]);
+    let provider = script([call(r#"{"result": {}}"#), call(r#"{"result": {"n": 1}}"#)]);
+    let (context, _) = first();
+    let answer = ModelAgent::new(options, provider.clone()).unwrap().run(context).await;
+    assert_eq!(answer, Ok(Answer::finished(json!({"n": 1}))));
+    assert!(returned(&provider.asked.lock()[1])[0].1, "the model is told");
+}
+
+#[tokio::test]
+async fn a_question_beside_the_end_is_answered_once_and_then_the_run_ends() {
+    let agent = |provider| ModelAgent::new(own_tools(&["complete", "ask"]), provider).unwrap();
+    let both = calls(&[("a", "complete", r#"{"result": 1}"#), ("b", "ask", r#"{"question": "Sure?"}"#)]);
+    let (context, seen) = first();
+    assert!(matches!(agent(script([both])).run(context).await, Err(AgentError::Ask(_))));
+    let mut steps = seen.steps.lock().clone();
+    steps.push(kit::record(2, StepKind::Ask, "ask", json!({"wait_id": "w7", "input": "yes"})));
+    let (context, seen) = again(steps);
+    assert_eq!(agent(script([vec![]])).run(context).await, Ok(Answer::finished(1)));
+    assert_eq!(seen.steps.lock()[0].result["content"], "yes");
+}
+
+#[tokio::test]
+async fn an_answer_counts_for_the_call_that_was_cut_off_before_it_alone() {
+    let look = look("look");
+    let options = || with_tool(&look, Policy { cut_off: CutOff::Ask, ..Policy::default() });
+    let (context, seen) = first();
+    let begun = ModelAgent::new(options(), script([calls(&[("a", "look", "{}")]), vec![]])).unwrap();
+    begun.run(context).await.unwrap();
+    let mut steps = seen.steps.lock()[..1].to_vec();
+    steps.push(kit::record(3, StepKind::Ask, "ask", json!({"wait_id": "w7", "input": "yes"})));
+    let open = OpenStep {
+        step: 4,
+        kind: StepKind::Tool,
+        name: "look".into(),
+        call_id: Some("a".into()),
+        attempt: 2,
+        reserved: Usage::default(),
+    };
+    let (context, _) = again(steps);
+    let agent = ModelAgent::new(options(), script([says("done")])).unwrap();
+    assert!(matches!(agent.run(context.after(vec![open])).await, Err(AgentError::Ask(_))), "it is asked anew");
+}
+
+#[tokio::test]
+async fn a_fallback_takes_over_only_where_nothing_was_done_and_voids_what_was_said() {
+    let away = || Err(AgentError::transient("provider_stream_cut", "cut"));
+    let look = look("look");
+    let mut options = with_tool(&look, Policy::default());
+    options.fallback = Some(Fallback::new(Some("later".into()), Vec::new()).unwrap());
+    let provider = script([calls(&[("a", "look", "{}")]), vec![away()]]);
+    let (context, _) = first();
+    let ended = ModelAgent::new(options.clone(), provider).unwrap().run(context).await;
+    assert!(matches!(ended, Err(AgentError::Transient { .. })), "the next attempt goes on: {ended:?}");
+    let (context, seen) = first();
+    let answer = ModelAgent::new(options, script([vec![text("half"), away()]])).unwrap().run(context).await.unwrap();
+    assert_eq!((answer.outcome.as_str(), seen.said()), ("fallback", vec!["half".to_owned(), "later".to_owned()]));
+    assert!(seen.events.lock().iter().any(|event| event.kind() == "step.retrying"));
 }

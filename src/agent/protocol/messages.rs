@@ -204,12 +204,12 @@ impl Said {
     /// Reads a message. The error, which is permanent, says where it stands and what was expected.
     pub(crate) fn read(bytes: &[u8], source: Source<'_>, masks: &Masks) -> Result<Self, AgentError> {
         let wrong = |why: String| {
-            let got = short(&String::from_utf8_lossy(bytes), MAX_QUOTED);
+            let got = short(&masks.apply(&String::from_utf8_lossy(bytes)), MAX_QUOTED);
             let expected = "expected a JSON object with a type, such as {\"type\":\"token\",\"text\":\"…\"}";
             source.wrong(format_args!("is no message: {why}; {expected}; got {got}"), masks)
         };
-        let said: Self =
-            serde_json::from_slice(bytes).map_err(|error| wrong(short(&error.to_string(), 2 * MAX_QUOTED)))?;
+        let said: Self = serde_json::from_slice(bytes)
+            .map_err(|error| wrong(short(&masks.apply(&error.to_string()), 2 * MAX_QUOTED)))?;
         match said.fault() {
             Some(fault) => Err(wrong(fault)),
             None => Ok(said.bounded(masks)),

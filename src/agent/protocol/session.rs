@@ -89,7 +89,7 @@ pub(crate) struct Session {
     /// The last step that is finished.
     step: u32,
     /// The step that was said to have begun.
-    open: Option<(StepKind, String)>,
+    open: Option<(StepKind, String, Option<String>)>,
     /// The finished calls of Runcast's tools, by their ids.
     pub(super) calls: BTreeMap<String, StepRecord>,
 }
@@ -112,7 +112,9 @@ impl Session {
         let calls = finished.filter(|record| record.kind == StepKind::Tool);
         let calls =
             calls.filter_map(|record| Some((super::tools::call_id(record)?.to_owned(), record.clone()))).collect();
-        Self { step: last_step(&context), context, talk, masks, open: None, calls }
+        // Numbers of steps that were cut off are not used for others: what is known of those has to stay.
+        let step = context.cut_off().iter().map(|open| open.step).fold(last_step(&context), u32::max);
+        Self { step, context, talk, masks, open: None, calls }
     }
 
     /// Does what a message says, as fast as the journal takes it. Not cancellation safe.
@@ -170,7 +172,7 @@ impl Session {
 
     /// Says that a step begins, unless that was said already.
     pub(super) async fn begin(&mut self, kind: StepKind, name: &str, call_id: Option<String>) -> Result<(), NotBegun> {
-        let begun = (kind, name.to_owned());
+        let begun = (kind, name.to_owned(), call_id.clone());
         if self.open.as_ref() != Some(&begun) {
             // What it will use is not known; what was used before has to be within the budget.
             let (step, name, reserve) = (self.step + 1, name.to_owned(), Usage::default());
@@ -182,7 +184,11 @@ impl Session {
 
     /// Keeps a finished step, the next; its number.
     pub(super) async fn keep(&mut self, record: StepRecord) -> Result<u32, NotBegun> {
-        self.begin(record.kind, &record.name, None).await?;
+        // A call has begun as one; whatever else it is, it begins now unless it has.
+        let begun = self.open.as_ref().filter(|(kind, name, _)| *kind == record.kind && *name == record.name);
+        if begun.is_none() {
+            self.begin(record.kind, &record.name, None).await?;
+        }
         let StepRecord { step, kind, name, result, usage } = record;
         self.context.step_finished(step, kind, name, result, usage).await?;
         self.step = step;

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::{Decoder, Said};
-use super::asked::{self, Request, Unfit, arguments, completed, echoed, instruction, instructions, only_text};
+use super::asked::{
+    self, Request, Unfit, arguments, by_words, completed, echoed, instruction, instructions, is_strict, only_text,
+};
 use super::faults::Fault;
 use super::http::{HttpProvider, InvalidProvider, Protocol, ProviderOptions};
 use super::{Chat, Finish, ToolCall, ToolCard, Turn};
@@ -50,7 +52,12 @@ impl Protocol for Messages {
     }
 
     fn ask(&self, chat: &Chat, model: &str) -> Result<Request, Unfit> {
-        let (system, turns) = instructions(&chat.turns)?;
+        let (mut system, turns) = instructions(&chat.turns)?;
+        // It promises to follow closed schemas of few keywords, and refuses the request for all others.
+        let promised = chat.schema.as_deref().filter(|schema| is_strict(schema) && is_plain(schema));
+        if let (Some(schema), None) = (&chat.schema, promised) {
+            system = by_words(system, schema);
+        }
         let mut body = json!({
             "model": model,
             "max_tokens": chat.max_tokens.unwrap_or(MAX_TOKENS),
@@ -64,7 +71,7 @@ impl Protocol for Messages {
             body["tools"] = chat.tools.iter().map(tool).collect();
             body["tool_choice"] = json!({"type": "auto", "disable_parallel_tool_use": !chat.parallel_tools});
         }
-        if let Some(schema) = &chat.schema {
+        if let Some(schema) = promised {
             body["output_config"] = json!({"format": {"type": "json_schema", "schema": schema}});
         }
         if let Some(temperature) = chat.temperature {
@@ -75,6 +82,20 @@ impl Protocol for Messages {
 
     fn decoder(&self) -> Box<dyn Decoder> {
         decoder()
+    }
+}
+
+/// It says no more than what there is, in keywords that structured outputs take.
+fn is_plain(schema: &Value) -> bool {
+    const KNOWN: [&str; 9] =
+        ["type", "properties", "required", "additionalProperties", "items", "enum", "const", "description", "title"];
+    match schema {
+        Value::Object(object) => object.iter().all(|(key, value)| match &**key {
+            "properties" => value.as_object().is_some_and(|properties| properties.values().all(is_plain)),
+            "items" => is_plain(value),
+            key => KNOWN.contains(&key),
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => false,
     }
 }
 

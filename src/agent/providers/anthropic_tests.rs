@@ -15,6 +15,10 @@ fn said_by(role: Role, parts: Vec<Part>) -> Turn {
     Turn::Said(Message { role, content: Content::Parts(parts) })
 }
 
+/// How a schema is asked for that the protocol does not promise to follow.
+const BY_WORDS: &str = "Give your final answer as one JSON document that follows this JSON Schema, without anything \
+    around it:\n{\"type\":\"object\"}";
+
 #[test]
 fn a_conversation_with_tools_is_asked_in_alternating_messages() {
     let weather = ToolCard {
@@ -63,7 +67,7 @@ fn a_conversation_with_tools_is_asked_in_alternating_messages() {
     let expected = json!({
         "model": "small",
         "max_tokens": 8192,
-        "system": "Be brief.\n\nBe kind.",
+        "system": format!("Be brief.\n\nBe kind.\n\n{BY_WORDS}"),
         "messages": [
             {"role": "user", "content": [text("Hi"), text("there")]},
             {"role": "assistant", "content": [
@@ -78,7 +82,6 @@ fn a_conversation_with_tools_is_asked_in_alternating_messages() {
         "stream": true,
         "tools": [{"name": "weather", "description": "Tells the weather.", "input_schema": {"type": "object"}}],
         "tool_choice": {"type": "auto", "disable_parallel_tool_use": false},
-        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
         "temperature": 1.0,
     });
     assert_eq!(body, expected);

@@ -69,6 +69,14 @@ pub(super) fn instructions(turns: &[Turn]) -> Result<(Option<String>, &[Turn]), 
     Ok((Some(text).filter(|text| !text.trim().is_empty()), rest))
 }
 
+/// The instructions, with words that ask for an answer by a schema: for what a protocol cannot be told otherwise.
+pub(super) fn by_words(system: Option<String>, schema: &Value) -> Option<String> {
+    let words = format!(
+        "Give your final answer as one JSON document that follows this JSON Schema, without anything around it:\n{schema}"
+    );
+    Some(system.map_or_else(|| words.clone(), |system| format!("{system}\n\n{words}")))
+}
+
 /// An instruction in the middle of a conversation, for protocols that take instructions only before it: it is told
 /// in the place of the person, marked.
 pub(super) fn instruction(message: &Message) -> Result<String, Unfit> {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Decoder, Said};
 use super::asked::{
-    self, Request, Unfit, arguments, completed, echoed, instruction, instructions, is_made_up, only_text,
+    self, Request, Unfit, arguments, by_words, completed, echoed, instruction, instructions, is_made_up, only_text,
 };
 use super::faults::Fault;
 use super::http::{HttpProvider, InvalidProvider, Protocol, ProviderOptions};
@@ -58,7 +58,13 @@ impl Protocol for GenerateContent {
     }
 
     fn ask(&self, chat: &Chat, model: &str) -> Result<Request, Unfit> {
-        let (system, turns) = instructions(&chat.turns)?;
+        let (mut system, turns) = instructions(&chat.turns)?;
+        // Models before 3 refuse a schema beside tools.
+        let schema = chat.schema.as_deref();
+        let promised = schema.filter(|_| chat.tools.is_empty());
+        if let (Some(schema), None) = (schema, promised) {
+            system = by_words(system, schema);
+        }
         let mut body = json!({"contents": contents(turns)?});
         if let Some(system) = system {
             body["systemInstruction"] = json!({"parts": [text(&system)]});
@@ -68,7 +74,7 @@ impl Protocol for GenerateContent {
             body["tools"] = json!([{"functionDeclarations": declarations}]);
         }
         let mut settings = Map::new();
-        if let Some(schema) = &chat.schema {
+        if let Some(schema) = promised {
             settings.insert("responseMimeType".to_owned(), json!("application/json"));
             settings.insert("responseJsonSchema".to_owned(), json!(schema));
         }

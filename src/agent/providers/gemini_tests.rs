@@ -12,6 +12,10 @@ fn message(role: Role, text: &str) -> Turn {
     Turn::Said(Message { role, content: text.into() })
 }
 
+/// How a schema is asked for that the protocol does not promise to follow.
+const BY_WORDS: &str = "Give your final answer as one JSON document that follows this JSON Schema, without anything \
+    around it:\n{\"type\":\"object\"}";
+
 #[test]
 fn a_conversation_with_tools_is_asked() {
     let weather = ToolCard {
@@ -52,7 +56,7 @@ fn a_conversation_with_tools_is_asked() {
     let Request { path, body } = GenerateContent.ask(&chat, "models/a small?one").unwrap();
     assert_eq!(path, "/models/a%20small%3Fone:streamGenerateContent?alt=sse");
     let expected = json!({
-        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "systemInstruction": {"parts": [{"text": format!("Be brief.\n\n{BY_WORDS}")}]},
         "contents": [
             {"role": "user", "parts": [{"text": "Hi"}]},
             {"role": "model", "parts": [
@@ -74,7 +78,6 @@ fn a_conversation_with_tools_is_asked() {
             "name": "weather", "description": "Tells the weather.", "parametersJsonSchema": {"type": "object"},
         }]}],
         "generationConfig": {
-            "responseMimeType": "application/json", "responseJsonSchema": {"type": "object"},
             "temperature": 1.5, "maxOutputTokens": 7,
         },
     });

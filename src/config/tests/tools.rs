@@ -54,10 +54,10 @@ fn tools_that_make_no_sense_are_refused_by_key() {
         ),
         (
             "[agents.a]\nkind = \"model\"\nmodel = \"openai/x\"\ntools = [\"nothing\"]",
-            "agents.a.tools (toml:4): expected names of entries of tools and mcp, got \"nothing\"",
+            "agents.a.tools (toml:4): expected names of entries of tools and mcp, or for a model",
         ),
         (
-            "[agents.a]\nkind = \"scripted\"\ntools = []",
+            "[agents.a]\nkind = \"scripted\"\ntools = [\"x\"]\n[tools.x]\nkind = \"http\"\nurl = \"https://a.b/\"",
             "agents.a.tools (toml:3): makes no sense for an agent of kind scripted",
         ),
     ] {

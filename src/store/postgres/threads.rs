@@ -634,7 +634,7 @@ async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: us
     let mut bytes = 0;
     for row in conn.query(history, &[&thread, &turn, &limit(max_messages)]).await? {
         let message = read_words(&mut Columns::of(&row))?;
-        bytes += message.content.bytes();
+        bytes += message.content.weight();
         if bytes > max_bytes && !conversation.history.is_empty() {
             break;
         }

@@ -569,7 +569,7 @@ pub(super) fn conversation(
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
         let message = read_words(row, 0)?;
-        bytes += message.content.bytes();
+        bytes += message.content.weight();
         if bytes > max_bytes && !conversation.history.is_empty() {
             break;
         }
