@@ -1,6 +1,6 @@
 //! Agents that call tools: each call of a model or tool is made once and kept, whatever happens to the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -208,6 +208,28 @@ async fn a_person_decides_about_a_call_that_was_cut_off() {
         assert_eq!(tool.keys().into_values().collect::<Vec<_>>(), [times]);
         assert!(shown(&model)[0].contains(told), "{:?}", shown(&model));
     }
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_off_once_more_is_asked_about_once_more() {
+    let replies = [Reply::Hangs, Reply::Hangs, Reply::Gives("done")];
+    let (model, tool) = (worker(1).await, FakeTool::start(replies).await);
+    let mut node = Node::start(config(&model, &tool, "", "on_cut_off = \"ask\"\nneeds_approval = true")).await;
+    let id = begin(&node).await;
+    let mut questions = BTreeSet::new();
+    for times in 1..=3 {
+        let question = asked(&node, &id).await;
+        assert_eq!(tool.calls().len(), times - 1, "nobody has allowed this call: {question}");
+        assert!(questions.insert(question["wait_id"].to_string()), "{question}");
+        assert_eq!(answer(&node, &id, &question, json!("yes")).await.status, 200);
+        tool.until_called(times).await;
+        if times < 3 {
+            node.kill9().await;
+            node.restart().await;
+        }
+    }
+    completed(&node, &id, &model).await;
+    assert_eq!(tool.keys().into_values().collect::<Vec<_>>(), [3]);
 }
 
 #[tokio::test]
