@@ -126,13 +126,25 @@ impl HttpRequest {
         Ok(request.header(CONTENT_TYPE, "application/json").body(body.to_string()))
     }
 
-    /// `text` without the values of secret headers, which some endpoints repeat.
+    /// `text` without the values of secret headers, which some endpoints repeat, and without the beginning of one at its
+    /// end: not all of an answer may have been read.
     fn redacted(&self, text: String) -> String {
         let cover = |text: String, secret: &SecretString| match text.contains(secret.expose_secret()) {
             true => text.replace(secret.expose_secret(), "***"),
             false => text,
         };
-        self.secrets.iter().fold(text, cover)
+        let mut text = self.secrets.iter().fold(text, cover);
+        let beginning = |secret: &SecretString| {
+            let secret = secret.expose_secret();
+            (LEAST_SECRET..secret.len())
+                .rev()
+                .find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
+        };
+        if let Some(length) = self.secrets.iter().filter_map(beginning).max() {
+            text.truncate(text.len() - length);
+            text.push_str("***");
+        }
+        text
     }
 }
 
