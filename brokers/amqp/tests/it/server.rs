@@ -230,8 +230,18 @@ fn script() -> Option<PathBuf> {
     script.exists().then_some(script)
 }
 
+/// A port that nobody has, below those that the kernel gives to outgoing connections: one of these could be taken
+/// while the server boots.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const PORTS: std::ops::Range<u32> = 16_384..32_768;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id().wrapping_mul(131).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORTS.start + number % (PORTS.end - PORTS.start)).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn janitor(home: &Path) -> Child {
