@@ -232,9 +232,9 @@ section! {
 section! {
     /// The PostgreSQL store.
     pub struct Postgres {
-        /// Connections that this node opens at the most. Writes of many runs share two, so a few are enough; the
+        /// Connections that this node opens at the most. Writes of many runs share three, so a few are enough; the
         /// server's own max_connections has to allow them for all nodes.
-        pub connections: usize = 10 => Int(3, 1_000);
+        pub connections: usize = 10 => Int(4, 1_000);
         /// How long it may take to connect, with TLS and login.
         pub connect_timeout: Duration = s(5) => Span(ms(100), MINUTE);
         /// How long a query may take; then its connection is dropped. It bounds how long a server that has stalled can

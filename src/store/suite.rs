@@ -83,6 +83,7 @@ macro_rules! store_suite {
             a_released_run_can_be_claimed_at_once
             a_run_that_waits_can_be_cancelled
             a_cancel_of_a_running_run_is_kept_for_its_owner
+            what_is_asked_of_many_runs_at_once_is_answered_for_each
             every_other_command_to_a_running_run_is_rejected
             nothing_moves_a_run_that_has_ended
             a_run_that_is_not_there_is_missing
@@ -122,6 +123,7 @@ macro_rules! store_suite {
             a_flood_of_one_tenant_does_not_delay_another
             tenants_are_served_by_their_weights
             runs_created_together_are_spread_as_well
+            runs_whose_timers_fire_together_are_spread_as_well
             priority_goes_before_fairness
             agents_of_one_priority_take_turns
             a_run_that_comes_back_keeps_its_place

@@ -23,6 +23,22 @@ pub(super) const BY_CONDITION: &str = "SET LOCAL enable_indexscan = off; SET LOC
 /// Ends what [`BY_CONDITION`] began: whatever is planned for the first time afterwards is planned as ever.
 pub(super) const AS_EVER: &str = "SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on";
 
+macro_rules! by_index {
+    () => {
+        "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+    };
+}
+
+/// Begins a transaction for a statement that is to find what it joins, and the ranks, by indexes and in their order.
+pub(super) const BEGIN_BY_INDEX: &str = concat!("BEGIN; ", by_index!());
+
+/// The same within a transaction that has begun.
+pub(super) const BY_INDEX: &str = by_index!();
+
+/// Ends what [`BY_INDEX`] began.
+pub(super) const BY_INDEX_NO_MORE: &str = "SET LOCAL enable_bitmapscan = DEFAULT; SET LOCAL enable_hashjoin = DEFAULT; \
+     SET LOCAL enable_mergejoin = DEFAULT";
+
 /// The arrays of [`Batch::params`], as parameters 1 to 31.
 macro_rules! batch_arrays {
     () => {

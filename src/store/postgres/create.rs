@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::batch::{Batch, batch_arrays, batch_columns, insert_log};
+use super::batch::{BEGIN_BY_INDEX, BY_INDEX, BY_INDEX_NO_MORE, Batch, batch_arrays, batch_columns, insert_log};
 use super::conn::Conn;
 use super::error::Failure;
 use super::lane::{Answers, Item};
@@ -78,20 +78,6 @@ const WRITE: &str = concat!(
      FROM new n JOIN runcast_steps c ON c.run_id = n.retry_of AND c.step <= n.steps WHERE n.steps > 0) \
      SELECT id FROM new"
 );
-
-macro_rules! by_index {
-    () => {
-        "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
-    };
-}
-
-/// Begins a transaction for [`WRITE`], which is to find what it joins, and the ranks, by indexes and in their order.
-const BEGIN: &str = concat!("BEGIN; ", by_index!());
-
-/// The same within a transaction, and behind it.
-const BY_INDEX: &str = by_index!();
-const AS_EVER: &str = "SET LOCAL enable_bitmapscan = DEFAULT; SET LOCAL enable_hashjoin = DEFAULT; \
-     SET LOCAL enable_mergejoin = DEFAULT";
 
 /// What the keys were used for, unless that is forgotten.
 const USED: &str = "SELECT wanted.at, k.fingerprint, k.run_id \
@@ -324,8 +310,11 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
         keyed.map(|key| key.is_none_or(|(tenant, key)| keys.insert((tenant, key.route, key.key.as_str())))).collect();
     let together: Vec<&Creation> =
         (0..items.len()).filter(|at| refused[*at].is_none() && first[*at]).map(|at| items[at]).collect();
-    let created =
-        if together.is_empty() { HashSet::new() } else { insert_between(conn, &together, [BEGIN, "COMMIT"]).await? };
+    let created = if together.is_empty() {
+        HashSet::new()
+    } else {
+        insert_between(conn, &together, [BEGIN_BY_INDEX, "COMMIT"]).await?
+    };
     let new = together.iter().map(|item| &item.new.run.spec);
     waiting.created(new.filter(|spec| created.contains(spec.id.as_uuid())).map(|spec| &spec.tenant));
 
@@ -360,7 +349,7 @@ async fn write(conn: &Conn, items: &[&Creation], waiting: &mut Waiting) -> Resul
 /// Creates a run, whatever its key and the bound say, within a transaction that has begun.
 pub(super) async fn insert(conn: &Conn, run: &Run, segment: &Segment, share: store::Share) -> Result<(), Failure> {
     let new = NewRun { run: run.clone(), segment: segment.clone(), key: None, max_waiting: u64::MAX, share };
-    let created = insert_between(conn, &[&Creation::new(new)?], [BY_INDEX, AS_EVER]).await?;
+    let created = insert_between(conn, &[&Creation::new(new)?], [BY_INDEX, BY_INDEX_NO_MORE]).await?;
     match (created.is_empty(), run.spec.retry_of) {
         (false, _) => Ok(()),
         // Deleted since the caller has looked at it; it will find so when it looks again.

@@ -60,7 +60,7 @@ pub(super) enum Share {
 }
 
 /// How many connections are kept for batches: one for each lane.
-const FOR_BATCHES: usize = 2;
+const FOR_BATCHES: usize = 3;
 
 impl Link {
     /// Starts to connect, on the current runtime.

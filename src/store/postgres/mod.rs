@@ -1,7 +1,8 @@
 //! The PostgreSQL adapter: one database, many nodes. PostgreSQL 13 and later.
 //!
 //! - `link` keeps the connections, and makes them again. Every call is bounded in time, whatever the server does.
-//! - `lane` gathers what many callers write into one statement: creations and the commits of owners.
+//! - `lane` gathers what many callers write into one statement: creations, the commits of owners, and what is `asked`
+//!   of runs that nobody executes.
 //! - `batch` says how statements over many runs find their rows, whatever the planner thinks of the tables.
 //! - `commit` says why a cancel is never lost, `create` how many runs may wait, `claim` how nodes share a queue.
 //!
@@ -11,6 +12,7 @@
 //! Sessions are made use of (settings, prepared statements, transactions): a pooler that hands out a connection
 //! for a transaction at a time must not stand between.
 
+mod asked;
 mod batch;
 mod claim;
 mod commit;
@@ -47,6 +49,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use self::asked::Asked;
 use self::commit::Decided;
 use self::conn::Conn;
 use self::create::{Creation, Waiting};
@@ -67,13 +70,14 @@ pub use self::schema::Migrated;
 /// Keeps runs in a PostgreSQL database, which many nodes share.
 ///
 /// While the database cannot be reached calls fail with [`StoreError::Unavailable`], within
-/// [`query_timeout`](PostgresOptions::query_timeout) (twice that for creations and commits); it is tried again for
+/// [`query_timeout`](PostgresOptions::query_timeout) (twice that for creations, commits and transitions); it is tried again for
 /// ever. A write that failed so may have happened all the same: a commit can be sent again, and a creation with an
 /// idempotency key can be.
 pub struct PostgresStore {
     link: Arc<Link>,
     creations: Lane<Creation>,
     commits: Lane<Decided>,
+    asked: Lane<Asked>,
     /// How many runs wait, as far as admissions to threads know.
     waiting: Mutex<Waiting>,
     closed: AtomicBool,
@@ -89,9 +93,9 @@ impl PostgresStore {
     pub fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
         check(&options)?;
         let link = Link::new(options);
-        let (creations, commits) = (Lane::new(&link), Lane::new(&link));
+        let (creations, commits, asked) = (Lane::new(&link), Lane::new(&link), Lane::new(&link));
         let waiting = Mutex::default();
-        Ok(Self { link, creations, commits, waiting, closed: AtomicBool::new(false) })
+        Ok(Self { link, creations, commits, asked, waiting, closed: AtomicBool::new(false) })
     }
 
     /// Brings the tables up to date, whatever [`auto_migrate`](PostgresOptions::auto_migrate) says. Fails when the
@@ -133,10 +137,11 @@ impl Drop for PostgresStore {
     fn drop(&mut self) {
         self.creations.end();
         self.commits.end();
-        let (link, creations, commits) = (Arc::clone(&self.link), self.creations.ended(), self.commits.ended());
+        self.asked.end();
+        let ended = (self.creations.ended(), self.commits.ended(), self.asked.ended());
+        let link = Arc::clone(&self.link);
         self.link.spawn(async move {
-            creations.await;
-            commits.await;
+            tokio::join!(ended.0, ended.1, ended.2);
             link.stop();
         });
     }
@@ -199,6 +204,12 @@ impl RunStore for PostgresStore {
         command: Command,
         now: Timestamp,
     ) -> Result<Transition, StoreError> {
+        if asked::is_of_many(&command) {
+            let asked = Asked { tenant: tenant.cloned(), run: id, command: command.clone(), now };
+            if let Some(transition) = self.asked.call(asked).await? {
+                return Ok(transition);
+            }
+        }
         let command = &command;
         self.run(|conn| async move { transition::transition(&conn, tenant, id, command, now).await }).await
     }
@@ -272,6 +283,7 @@ impl RunStore for PostgresStore {
         self.closed.store(true, Ordering::Release);
         self.creations.close().await;
         self.commits.close().await;
+        self.asked.close().await;
         self.link.close().await;
     }
 }

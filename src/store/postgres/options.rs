@@ -143,7 +143,7 @@ pub struct PostgresOptions {
     pub url: PostgresUrl,
     /// Certificates. Not with `sslmode=disable`.
     pub tls: PostgresTls,
-    /// How many connections there are at most, at least 3: two are for the writes that go in batches, so that
+    /// How many connections there are at most, at least 4: three are for the writes that go in batches, so that
     /// no burst of reads holds them up. They are opened when they are needed, and stay. Default 10.
     pub connections: usize,
     /// How long opening a connection may take, with TLS and login. Default 5 s.
@@ -172,8 +172,8 @@ impl PostgresOptions {
 
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let wrong = |text: &str| Err(StoreError::Misconfigured(text.to_owned()));
-        if self.connections < 3 {
-            return wrong("postgres needs at least 3 connections");
+        if self.connections < 4 {
+            return wrong("postgres needs at least 4 connections");
         }
         if self.connect_timeout.is_zero() || self.query_timeout.is_zero() {
             return wrong("a time limit for postgres is zero");
@@ -230,7 +230,7 @@ mod tests {
         let tls = PostgresTls { authorities: Some("ca.pem".into()), client: None };
         for wrong in [
             PostgresOptions { tls, ..options.clone() },
-            PostgresOptions { connections: 2, ..options.clone() },
+            PostgresOptions { connections: 3, ..options.clone() },
             PostgresOptions { connect_timeout: Duration::ZERO, ..options.clone() },
             PostgresOptions { query_timeout: Duration::ZERO, ..options },
         ] {

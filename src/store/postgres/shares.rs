@@ -2,8 +2,10 @@
 //! without a row that all would have to wait for. Creations at the same moment, by different nodes, may end up with the
 //! same rank, which does no harm.
 
+use futures_util::future::try_join3;
 use uuid::Uuid;
 
+use super::batch::{BY_INDEX, BY_INDEX_NO_MORE};
 use super::conn::Conn;
 use super::error::Failure;
 
@@ -51,12 +53,20 @@ macro_rules! reached {
 }
 pub(super) use reached;
 
+/// The runs that were never attempted are counted on from what the first of them, in its tenant's lane, finds.
 const ASSIGN: &str = concat!(
-    "UPDATE runcast_runs r SET rank = CASE WHEN r.attempt = 0 THEN ",
-    reached!("r"),
-    " + r.stride ELSE LEAST(r.rank, ",
-    virtual_time!("r"),
-    ") END WHERE r.id = ANY ($1::uuid[])"
+    "WITH wanted AS MATERIALIZED (SELECT r.* FROM unnest($1::uuid[]) AS i(id) \
+     CROSS JOIN LATERAL (SELECT id, tenant, agent, agent_version, priority, stride, rank, attempt = 0 AS is_new \
+     FROM runcast_runs WHERE id = i.id OFFSET 0) r), \
+     based AS (SELECT w.*, CASE WHEN NOT is_new THEN LEAST(w.rank, ",
+    virtual_time!("w"),
+    ") WHEN row_number() OVER (PARTITION BY w.tenant, w.agent, w.agent_version, w.priority, is_new ORDER BY w.id) = 1 \
+     THEN ",
+    reached!("w"),
+    " END AS base FROM wanted w), \
+     ranked AS (SELECT id, CASE WHEN is_new THEN (max(base) OVER lane + sum(stride) OVER (lane ORDER BY id))::bigint \
+     ELSE base END AS rank FROM based WINDOW lane AS (PARTITION BY tenant, agent, agent_version, priority, is_new)) \
+     UPDATE runcast_runs r SET rank = k.rank FROM ranked k WHERE r.id = k.id"
 );
 
 /// Gives runs that are about to become queued their ranks: those that were never attempted stand behind their
@@ -64,5 +74,9 @@ const ASSIGN: &str = concat!(
 /// the same transaction. What goes from running to queued needs none: it keeps its rank, which its lane has gone
 /// beyond.
 pub(super) async fn assign(conn: &Conn, runs: &[Uuid]) -> Result<(), Failure> {
-    conn.execute(ASSIGN, &[&runs]).await.map(drop)
+    let (client, assign) = (conn.client(), conn.prepare(ASSIGN).await?);
+    let params: super::conn::Params<'_> = &[&runs];
+    let assigned = client.execute(&assign, params);
+    let (before, behind) = (client.batch_execute(BY_INDEX), client.batch_execute(BY_INDEX_NO_MORE));
+    try_join3(before, assigned, behind).await.map(drop).map_err(Failure::from)
 }

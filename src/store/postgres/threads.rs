@@ -326,7 +326,7 @@ async fn write(conn: &Conn, was: &Thread, change: &Change, before: &[Before], sh
         conn.execute(sql, &[run.spec.id.as_uuid(), &json(&run.spec.input)?]).await?;
     }
     if let Some(run) = change.cancel {
-        transition::keep_cancel(conn, run).await?;
+        transition::keep_cancels(conn, &[*run.as_uuid()]).await?;
     }
     if let Some(created) = &change.created {
         create::insert(conn, &created.run, &created.segment, share).await?;

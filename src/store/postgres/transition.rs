@@ -38,7 +38,8 @@ const LOCK: &str = concat!(
 
 const LOAD: &str = rows::load!(wanted!());
 
-const KEEP_CANCEL: &str = "UPDATE runcast_runs SET cancel_requested = true WHERE id = $1 AND NOT cancel_requested";
+const KEEP_CANCEL: &str =
+    "UPDATE runcast_runs SET cancel_requested = true WHERE id = ANY ($1::uuid[]) AND NOT cancel_requested";
 
 /// The runs whose lease has ended. Those that someone is busy with are left to them.
 const EXPIRED: &str = "SELECT id FROM runcast_runs WHERE status = 'running' AND lease_until < now() \
@@ -157,7 +158,7 @@ impl Next {
         Written { run, segment, reserved_seq, commit_number, from: *from, before: *before }
     }
 
-    fn done(self, followed: Option<Followed>) -> Result<Transition, StoreError> {
+    pub(super) fn done(self, followed: Option<Followed>) -> Result<Transition, StoreError> {
         let run = self.documents.complete(self.run)?;
         let changed = Box::new(Changed { run, segment: self.segment, effects: self.effects });
         Ok(match followed {
@@ -217,7 +218,39 @@ async fn write_before(
     Err(StoreError::Corrupt(format!("{} rows were written, expected {}", written.len(), next.len())).into())
 }
 
-/// Lets the machine decide about run `id`: by the command that goes with how it was found, or not at all.
+/// What comes of a command for a run that was found.
+pub(super) enum Looked {
+    /// Nothing is to be written.
+    Answered(Result<Transition, StoreError>),
+    /// The cancel is to be kept for the owner.
+    Handed(Box<Found>),
+    /// To be written.
+    Next(Box<Next>),
+}
+
+/// Lets the machine decide about a run that was found: by the command that goes with how it stands, or not at all.
+/// Without a `tenant` it may be anyone's. `busy`: another run holds its thread.
+pub(super) fn look(mut found: Found, tenant: Option<&Tenant>, command: &Command, now: Timestamp, busy: bool) -> Looked {
+    let rejected = |found: Found, rejection| {
+        Looked::Answered(found.into_stored().map(|stored| Transition::Rejected(Box::new(stored), rejection)))
+    };
+    if tenant.is_some_and(|tenant| found.run.spec.tenant != *tenant) {
+        return Looked::Answered(Ok(Transition::Missing));
+    }
+    match found.run.status {
+        Status::Running if *command == Command::Cancel => {
+            found.cancel_requested = true;
+            Looked::Handed(Box::new(found))
+        }
+        Status::Running => rejected(found, Rejection::NotNow(Status::Running)),
+        _ => match decide(found, command, now, busy) {
+            Ok(next) => Looked::Next(Box::new(next)),
+            Err(refused) => rejected(refused.0, refused.1),
+        },
+    }
+}
+
+/// Lets the machine decide about run `id`, behind the lock of its thread.
 pub(super) async fn transition(
     conn: &Conn,
     tenant: Option<&Tenant>,
@@ -225,24 +258,25 @@ pub(super) async fn transition(
     command: &Command,
     now: Timestamp,
 ) -> Result<Transition, Failure> {
-    let Some(mut held) = lock(conn, conn.begin_patiently(), tenant, id).await? else { return Ok(Transition::Missing) };
-    if held.found.run.status != Status::Running {
-        return change(conn, held, command, now).await;
-    }
-    if *command != Command::Cancel {
-        conn.client().batch_execute("COMMIT").await?;
-        let stored = Box::new(held.found.into_stored()?);
-        return Ok(Transition::Rejected(stored, Rejection::NotNow(Status::Running)));
-    }
-    let (client, keep) = (conn.client(), conn.prepare(KEEP_CANCEL).await?);
-    try_join(client.execute(&keep, &[id.as_uuid()]), client.batch_execute("COMMIT")).await?;
-    held.found.cancel_requested = true;
-    Ok(Transition::Handed(Box::new(held.found.into_stored()?)))
+    let Some(Held { found, thread }) = lock(conn, conn.begin_patiently(), tenant, id).await? else {
+        return Ok(Transition::Missing);
+    };
+    let busy = thread.as_ref().is_some_and(|thread| thread.is_busy_for(id));
+    let answer = match look(found, tenant, command, now, busy) {
+        Looked::Next(next) => return carry_out(conn, *next, thread, command, now).await,
+        Looked::Answered(answer) => answer,
+        Looked::Handed(found) => {
+            keep_cancels(conn, &[*id.as_uuid()]).await?;
+            found.into_stored().map(|stored| Transition::Handed(Box::new(stored)))
+        }
+    };
+    conn.client().batch_execute("COMMIT").await?;
+    Ok(answer?)
 }
 
-/// Keeps a cancel for the owner of run `id`, whose row is locked, to find.
-pub(super) async fn keep_cancel(conn: &Conn, id: RunId) -> Result<(), Failure> {
-    conn.execute(KEEP_CANCEL, &[id.as_uuid()]).await.map(drop)
+/// Keeps a cancel for the owners of `runs`, whose rows are locked, to find.
+pub(super) async fn keep_cancels(conn: &Conn, runs: &[Uuid]) -> Result<(), Failure> {
+    conn.execute(KEEP_CANCEL, &[&runs]).await.map(drop)
 }
 
 /// Gives up attempt `attempt` of run `id`, if it is the one that is running.
@@ -410,17 +444,27 @@ pub(super) async fn lock(
     Ok(Some(Held { found, thread }))
 }
 
+/// Lets the machine decide about a run that somebody may execute, and writes what follows.
 async fn change(conn: &Conn, held: Held, command: &Command, now: Timestamp) -> Result<Transition, Failure> {
     let Held { found, thread } = held;
     let busy = thread.as_ref().is_some_and(|thread| thread.is_busy_for(found.run.spec.id));
-    let next = match decide(found, command, now, busy) {
-        Ok(next) => next,
-        Err(rejected) => {
-            let (found, rejection) = *rejected;
+    match decide(found, command, now, busy) {
+        Ok(next) => carry_out(conn, next, thread, command, now).await,
+        Err(refused) => {
             conn.client().batch_execute("COMMIT").await?;
-            return Ok(Transition::Rejected(Box::new(found.into_stored()?), rejection));
+            Ok(Transition::Rejected(Box::new(refused.0.into_stored()?), refused.1))
         }
-    };
+    }
+}
+
+/// Writes what was decided, with what follows from it for the thread, and commits.
+async fn carry_out(
+    conn: &Conn,
+    next: Next,
+    thread: Option<Locked>,
+    command: &Command,
+    now: Timestamp,
+) -> Result<Transition, Failure> {
     let answer = if let Command::Resume { wait_id, input } = command {
         Some(StepRecord::answer(&next.run, wait_id, input))
     } else {

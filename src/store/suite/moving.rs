@@ -1,5 +1,7 @@
 //! Transitions of runs that nobody executes, timers, and removal.
 
+use futures_util::future::join_all;
+
 use super::Harness;
 use super::kit::*;
 use crate::run::{Command, Effect, Rejection, Retry, Spec, Status, Tenant, Timer};
@@ -35,6 +37,36 @@ pub(crate) async fn a_cancel_of_a_running_run_is_kept_for_its_owner(harness: &mu
     }
     assert!(get(&*store, id(1)).await.cancel_requested);
     assert_eq!(log(&*store, id(1)).await, before);
+}
+
+pub(crate) async fn what_is_asked_of_many_runs_at_once_is_answered_for_each(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let owner = Owner::of_new(&*store, 1).await;
+    for (number, status) in [(4, Status::Completed), (2, Status::Queued), (3, Status::Scheduled), (5, Status::Queued)] {
+        run_in(&*store, number, status).await;
+    }
+    let (own, other) = (tenant(), Tenant::new("other"));
+    let cancel = |number, tenant| store.transition(Some(tenant), id(number), Command::Cancel, now());
+    let fire = store.transition(None, id(3), Command::Fire { timer: 9 }, now());
+    let cancels =
+        join_all([(1, &own), (2, &own), (2, &own), (4, &own), (5, &other), (6, &own)].map(|(n, t)| cancel(n, t)));
+    let (fired, cancelled) = tokio::join!(fire, cancels);
+    assert!(matches!(fired, Ok(Transition::Rejected(..))), "{fired:?}");
+    let [handed, first, second, ended, foreign, missing] = &cancelled[..] else { panic!("{cancelled:?}") };
+    assert!(matches!(handed, Ok(Transition::Handed(stored)) if stored.run == owner.run), "{handed:?}");
+    let done = [first, second].into_iter().filter(|answer| matches!(answer, Ok(Transition::Done(_)))).count();
+    let late = [first, second].into_iter().filter(|answer| matches!(answer, Ok(Transition::Rejected(..)))).count();
+    assert_eq!((done, late), (1, 1), "{first:?} {second:?}");
+    assert!(matches!(ended, Ok(Transition::Rejected(..))), "{ended:?}");
+    for nothing in [foreign, missing] {
+        assert!(matches!(nothing, Ok(Transition::Missing)), "{nothing:?}");
+    }
+    assert!(get(&*store, id(1)).await.cancel_requested);
+    for (number, expected) in
+        [(2, Status::Cancelled), (3, Status::Scheduled), (4, Status::Completed), (5, Status::Queued)]
+    {
+        assert_eq!(status(&*store, id(number)).await, expected, "run {number}");
+    }
 }
 
 pub(crate) async fn every_other_command_to_a_running_run_is_rejected(harness: &mut dyn Harness) {

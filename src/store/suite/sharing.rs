@@ -91,6 +91,20 @@ pub(crate) async fn runs_created_together_are_spread_as_well(harness: &mut dyn H
     assert!((9..=11).contains(&others), "{others} of 20");
 }
 
+pub(crate) async fn runs_whose_timers_fire_together_are_spread_as_well(harness: &mut dyn Harness) {
+    let store = harness.store();
+    for number in 1..=60 {
+        create_due(&*store, of(if number <= 40 { "flood" } else { "other" }, number), Some(seconds(1_500))).await;
+    }
+    let fire = |number| store.transition(None, id(number), Command::Fire { timer: 1 }, seconds(1_500));
+    for fired in join_all((1..=60).map(fire)).await {
+        assert_eq!(done(fired.unwrap()).run.status, Status::Queued);
+    }
+    let claimed = claim(&*store, 20).await;
+    let others = tenants(&claimed).into_iter().filter(|tenant| *tenant == "other").count();
+    assert!((9..=11).contains(&others), "{others} of 20");
+}
+
 pub(crate) async fn priority_goes_before_fairness(harness: &mut dyn Harness) {
     let store = harness.store();
     for (number, tenant, priority) in [(1, "a", 0), (2, "a", 0), (3, "b", 0), (4, "a", 9), (5, "a", 9), (6, "b", -1)] {

@@ -75,7 +75,7 @@ pub(crate) async fn environment(directory: &Path) -> Vec<(&'static str, String)>
         ("RUNCAST_RECOVERY_LEASE", "2s".to_owned()),
         ("RUNCAST_RECOVERY_SWEEP_INTERVAL", "500ms".to_owned()),
         ("RUNCAST_POSTGRES_QUERY_TIMEOUT", "1500ms".to_owned()),
-        ("RUNCAST_POSTGRES_CONNECTIONS", "4".to_owned()),
+        ("RUNCAST_POSTGRES_CONNECTIONS", "5".to_owned()),
     ]
 }
 
