@@ -237,17 +237,17 @@ pub(super) fn look(mut found: Found, tenant: Option<&Tenant>, command: &Command,
     if tenant.is_some_and(|tenant| found.run.spec.tenant != *tenant) {
         return Looked::Answered(Ok(Transition::Missing));
     }
-    match found.run.status {
-        Status::Running if *command == Command::Cancel => {
-            found.cancel_requested = true;
-            Looked::Handed(Box::new(found))
-        }
-        Status::Running => rejected(found, Rejection::NotNow(Status::Running)),
-        _ => match decide(found, command, now, busy) {
+    if found.run.status != Status::Running {
+        return match decide(found, command, now, busy) {
             Ok(next) => Looked::Next(Box::new(next)),
             Err(refused) => rejected(refused.0, refused.1),
-        },
+        };
     }
+    if *command != Command::Cancel {
+        return rejected(found, Rejection::NotNow(Status::Running));
+    }
+    found.cancel_requested = true;
+    Looked::Handed(Box::new(found))
 }
 
 /// Lets the machine decide about run `id`, behind the lock of its thread.

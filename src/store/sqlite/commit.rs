@@ -116,12 +116,13 @@ impl Decided {
 
     fn leave(&self, conn: &Connection) -> Result<usize, StoreError> {
         let mut statement = conn.prepare_cached(concat!(
-            "UPDATE runs SET status = ?, ",
+            "UPDATE runs SET status = ?, finished_at = ?, ",
             state_columns!(),
             " WHERE id = ? AND status = 'running' AND attempt = ? AND commit_number = ?"
         ))?;
         let mut binder = Binder::new(&mut statement);
         binder.bind(self.run.status.as_str())?;
+        binder.bind(self.run.finished_at.map(Timestamp::as_millis))?;
         // What was reserved beyond the last event will not be used.
         binder.bind_state(&self.run, self.run.last_seq, self.number)?;
         self.bind_fence(&mut binder)?;

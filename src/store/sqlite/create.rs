@@ -144,10 +144,10 @@ impl Outcome {
 /// False: there is one of its id.
 fn insert_run(conn: &Connection, run: &Run, place: Place) -> Result<bool, StoreError> {
     let mut statement = conn.prepare_cached(
-        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, rank, stride, concurrency_key, status, attempt, failures, \
-         crashes, steps, timer_due, timer_id, reason, timers_armed, started_at, attempt_started_at, ran_ms, \
-         finished_at, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, outcome, error_code, \
-         error_message, reserved_seq, commit_number, ledger, thread_id) \
+        "INSERT INTO runs (id, tenant, agent, agent_version, priority, created_at, rank, stride, concurrency_key, \
+         status, finished_at, attempt, failures, crashes, steps, timer_due, timer_id, reason, timers_armed, \
+         started_at, attempt_started_at, ran_ms, checkpoint_seq, last_seq, input_tokens, output_tokens, estimated, \
+         outcome, error_code, error_message, reserved_seq, commit_number, ledger, thread_id) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (id) DO NOTHING",
     )?;
@@ -163,6 +163,7 @@ fn insert_run(conn: &Connection, run: &Run, place: Place) -> Result<bool, StoreE
     binder.bind(place.stride)?;
     binder.bind(spec.concurrency_key.as_deref())?;
     binder.bind(run.status.as_str())?;
+    binder.bind(run.finished_at.map(Timestamp::as_millis))?;
     binder.bind_state(run, run.last_seq, 0)?;
     binder.bind(spec.thread.as_ref().map(ThreadId::as_bytes))?;
     Ok(binder.execute()? == 1)

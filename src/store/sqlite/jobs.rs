@@ -17,7 +17,7 @@ pub(super) enum Message<C> {
 
 /// Something to do on the state `C` of a thread.
 pub(super) trait Job<C>: Send {
-    /// Does it and keeps the result. A panic is an error like another.
+    /// Does it and keeps the result; also again, when what it did was undone. A panic is an error like another.
     fn run(&mut self, on: &mut C) -> Result<(), StoreError>;
 
     /// Hands the result to the caller; `failed` if what the job did was undone after all.
@@ -25,19 +25,18 @@ pub(super) trait Job<C>: Send {
 }
 
 struct Call<F, T> {
-    work: Option<F>,
+    work: F,
     result: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<C, F, T> Job<C> for Call<F, T>
 where
-    F: FnOnce(&mut C) -> Result<T, StoreError> + Send,
+    F: FnMut(&mut C) -> Result<T, StoreError> + Send,
     T: Send,
 {
     fn run(&mut self, on: &mut C) -> Result<(), StoreError> {
-        let Some(work) = self.work.take() else { return Ok(()) };
-        let result = catch_unwind(AssertUnwindSafe(|| work(on)))
+        let result = catch_unwind(AssertUnwindSafe(|| (self.work)(on)))
             .unwrap_or_else(|panic| Err(StoreError::Corrupt(format!("the store panicked: {}", text_of(&*panic)))));
         let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
         self.result = Some(result);
@@ -76,16 +75,17 @@ impl<C: 'static> Gate<C> {
         (Self { inbox, room: Semaphore::new(capacity), threads }, work)
     }
 
-    /// Runs `work` on a thread. Once it is accepted it is done, also when the caller does not wait.
+    /// Runs `work` on a thread. Once it is accepted it is done, also when the caller does not wait. The writer may undo
+    /// it and run it again before it is answered: it must not change anything but what it is given.
     pub(super) async fn call<T, F>(&self, work: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&mut C) -> Result<T, StoreError> + Send + 'static,
+        F: FnMut(&mut C) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
         let permit = self.room.acquire().await.map_err(|_| StoreError::Closed)?;
         permit.forget();
         let (reply, answer) = oneshot::channel();
-        let call = Call { work: Some(work), result: None, reply };
+        let call = Call { work, result: None, reply };
         self.inbox.try_send(Message::Work(Box::new(call))).map_err(|_| StoreError::Closed)?;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }

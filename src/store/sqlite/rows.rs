@@ -15,13 +15,14 @@ use crate::store::spelling::{
 };
 use crate::store::{StoreError, Stored};
 
-/// The columns of a run that change, but for its status: an update of the status costs its indexes.
+/// The columns of a run that change while its status stays. SQLite writes an index anew when an update names a column
+/// of it, changed or not: so the status, the rank and the end are set only where they change.
 macro_rules! state_columns {
     () => {
         "attempt = ?, failures = ?, crashes = ?, steps = ?, timer_due = ?, timer_id = ?, reason = ?, \
-         timers_armed = ?, started_at = ?, attempt_started_at = ?, ran_ms = ?, finished_at = ?, checkpoint_seq = ?, \
-         last_seq = ?, input_tokens = ?, output_tokens = ?, estimated = ?, outcome = ?, error_code = ?, \
-         error_message = ?, reserved_seq = ?, commit_number = ?, ledger = ?"
+         timers_armed = ?, started_at = ?, attempt_started_at = ?, ran_ms = ?, checkpoint_seq = ?, last_seq = ?, \
+         input_tokens = ?, output_tokens = ?, estimated = ?, outcome = ?, error_code = ?, error_message = ?, \
+         reserved_seq = ?, commit_number = ?, ledger = ?"
     };
 }
 pub(super) use state_columns;
@@ -258,7 +259,6 @@ impl<'a, 'c> Binder<'a, 'c> {
         self.bind(run.started_at.map(Timestamp::as_millis))?;
         self.bind(run.attempt_started_at.map(Timestamp::as_millis))?;
         self.bind(integer(run.ran_ms))?;
-        self.bind(run.finished_at.map(Timestamp::as_millis))?;
         self.bind(integer(run.checkpoint_seq))?;
         self.bind(integer(run.last_seq))?;
         self.bind(integer(run.usage.input_tokens))?;

@@ -176,11 +176,14 @@ pub(super) fn write(
         place.rank = writer.rank(run, place);
     }
     let (conn, id) = (writer.conn(), run.spec.id);
-    update(conn, run, commit_number, place.rank)?;
+    update(conn, run, commit_number, (run.status != from || run.status == Status::Queued).then_some(place.rank))?;
     log::append(conn, id, &NewSegment::new(segment))?;
     timers::follow(conn, armed, run)?;
     if run.status.is_final() {
-        forget_commands(conn, id)?;
+        // Cancels are kept of what is running, and of nothing else.
+        if from == Status::Running {
+            forget_commands(conn, id)?;
+        }
         dead_letters::bury_failed(conn, run)?;
     }
     webhooks::put(conn, run, from, webhooks::recorded(Some(segment)))?;
@@ -196,12 +199,20 @@ pub(super) fn apply(run: &mut Run, events: &[Event], context: Context) -> Segmen
     Segment::encode(context.next_seq, events, context.now)
 }
 
-fn update(conn: &Connection, run: &Run, commit_number: u64, rank: i64) -> Result<(), StoreError> {
-    let mut statement =
-        conn.prepare_cached(concat!("UPDATE runs SET status = ?, rank = ?, ", state_columns!(), " WHERE id = ?"))?;
+/// `rank` is given where the status or the place of the run has changed.
+fn update(conn: &Connection, run: &Run, commit_number: u64, rank: Option<i64>) -> Result<(), StoreError> {
+    let mut statement = conn.prepare_cached(match rank {
+        None => concat!("UPDATE runs SET ", state_columns!(), " WHERE id = ?"),
+        Some(_) => {
+            concat!("UPDATE runs SET status = ?, finished_at = ?, rank = ?, ", state_columns!(), " WHERE id = ?")
+        }
+    })?;
     let mut binder = Binder::new(&mut statement);
-    binder.bind(run.status.as_str())?;
-    binder.bind(rank)?;
+    if let Some(rank) = rank {
+        binder.bind(run.status.as_str())?;
+        binder.bind(run.finished_at.map(Timestamp::as_millis))?;
+        binder.bind(rank)?;
+    }
     binder.bind_state(run, run.last_seq, commit_number)?;
     binder.bind(run.spec.id.as_bytes())?;
     binder.execute()?;

@@ -1,4 +1,8 @@
 //! The one thread that writes: everything that waits goes into one transaction (group commit).
+//!
+//! An item that fails must undo what it has written, and nothing else. A savepoint for each would do, but SQLite then
+//! copies every page for every item that writes to it. So a batch begins without them; when an item fails the batch is
+//! undone, and done once more without that item, in savepoints.
 
 use std::sync::Arc;
 
@@ -32,6 +36,8 @@ pub(super) struct Writer {
     adopted: usize,
     /// The queues in memory.
     shares: Shares,
+    /// An item of the current transaction has failed: each has a savepoint.
+    cautious: bool,
 }
 
 /// What the current transaction changes in memory. It counts once the transaction is committed.
@@ -44,10 +50,10 @@ struct Pending {
 impl Writer {
     /// A writer on `conn`.
     pub(super) fn new(conn: Connection, counts: [u64; 4], orphans: Vec<(RunId, u32)>, shares: Shares) -> Self {
-        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0, shares }
+        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0, shares, cautious: false }
     }
 
-    /// The connection, within a transaction and a savepoint.
+    /// The connection, within a transaction.
     pub(super) fn conn(&self) -> &Connection {
         &self.conn
     }
@@ -102,10 +108,28 @@ impl Writer {
 
     fn begin(&mut self) -> Result<(), StoreError> {
         self.pending = Pending::default();
+        self.cautious = false;
         self.execute("BEGIN IMMEDIATE")
     }
 
-    /// Runs one job in its own savepoint. An error means that the whole transaction is lost.
+    /// Runs the last of the jobs, all of which share the transaction. An error means that the whole transaction is lost.
+    fn join(&mut self, jobs: &mut [Box<dyn Job<Self>>]) -> Result<(), StoreError> {
+        let Some((last, before)) = jobs.split_last_mut() else { return Ok(()) };
+        if self.cautious {
+            return self.item(&mut **last);
+        }
+        let Err(error) = last.run(self) else { return Ok(()) };
+        if self.conn.is_autocommit() {
+            return Err(error);
+        }
+        self.shares.take_back(0);
+        self.execute("ROLLBACK")?;
+        self.begin()?;
+        self.cautious = true;
+        before.iter_mut().try_for_each(|job| self.item(&mut **job))
+    }
+
+    /// Runs one job in a savepoint of its own. An error means that the whole transaction is lost.
     fn item(&mut self, job: &mut dyn Job<Self>) -> Result<(), StoreError> {
         self.execute("SAVEPOINT item")?;
         let (before, mark) = (self.pending, self.shares.mark());
@@ -152,9 +176,9 @@ pub(super) fn run(writer: &mut Writer, work: &Receiver<Message<Writer>>, gate: &
         let mut outcome = writer.begin();
         let mut next = Some(first);
         // What arrives while the batch runs still joins it.
-        while let Some(mut job) = next.take() {
-            outcome = outcome.and_then(|()| writer.item(&mut *job));
+        while let Some(job) = next.take() {
             jobs.push(job);
+            outcome = outcome.and_then(|()| writer.join(&mut jobs));
             if jobs.len() < BATCH && outcome.is_ok() {
                 match work.try_recv() {
                     Ok(Message::Work(job)) => next = Some(job),
