@@ -8,6 +8,7 @@
 mod context;
 #[cfg(test)]
 pub(crate) mod kit;
+mod masks;
 pub mod model;
 pub mod process;
 mod protocol;

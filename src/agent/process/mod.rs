@@ -21,7 +21,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 use self::program::{Program, Spoken};
-use super::protocol::{Heard, Masks, Session, Source, Talk, start};
+use super::masks::Masks;
+use super::protocol::{Heard, Session, Source, Talk, start};
 use super::tools::Toolbox;
 use super::{Agent, AgentCard, AgentError, Answer, RunContext};
 

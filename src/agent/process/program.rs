@@ -13,7 +13,8 @@ use tokio::time::timeout;
 
 use super::ProcessAgentOptions;
 use super::lines::{Line, Lines};
-use crate::agent::protocol::{MAX_MESSAGE, Masks, short};
+use crate::agent::masks::Masks;
+use crate::agent::protocol::{MAX_MESSAGE, short};
 use crate::agent::{AgentError, RunContext, Stopped};
 
 /// The variables of the node that every program gets; all others are the node's own business.

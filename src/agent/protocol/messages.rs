@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Masks;
 use crate::agent::AgentError;
+use crate::agent::masks::Masks;
 use crate::run::{Message, Reason, StepKind, Usage};
 
 /// The most bytes of one message that is heard.

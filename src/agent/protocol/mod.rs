@@ -8,9 +8,7 @@
 //! | `messages.rs` | the words: what is told, what is heard, and what is wrong with the rest |
 //! | `session.rs` | what becomes of each message that is heard |
 //! | `tools.rs` | calls of Runcast's tools on behalf of a program |
-//! | `masks.rs` | keeps secrets out of what is shown |
 
-mod masks;
 mod messages;
 mod session;
 mod tools;
@@ -18,6 +16,5 @@ mod tools;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use masks::Masks;
 pub(crate) use messages::{BAD_MESSAGE, MAX_MESSAGE, Reply, Said, Source, short};
 pub(crate) use session::{Heard, Session, Talk, start};

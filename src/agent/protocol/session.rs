@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Masks, Reply, Said, Source};
+use super::{Reply, Said, Source};
+use crate::agent::masks::Masks;
 use crate::agent::tools::Toolbox;
 use crate::agent::{AgentError, Answer, Asked, BeginStep, NotBegun, RunContext};
 use crate::run::{Input, Message, StepKind, StepRecord, Usage};

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 pub(crate) use crate::agent::kit::Seen;
+use crate::agent::masks::Masks;
 use crate::agent::providers::ToolCard;
 use crate::agent::tools::{Call, Declared, Policy, Tool, ToolError, ToolOutput};
 use crate::agent::{AgentError, Answer, Asked, RunContext, kit};

@@ -22,7 +22,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answering;
-use super::protocol::{Masks, Session, Talk, short, start};
+use super::masks::Masks;
+use super::protocol::{Session, Talk, short, start};
 use super::{Agent, AgentCard, AgentError, Answer, RunContext};
 use crate::clock::{Clock, SystemClock};
 use crate::run::Timestamp;

@@ -62,6 +62,8 @@ def call(request, name, arguments):
         answer = f"{os.getpid()} {fork(False)} {fork(True)}"
     if name == "environment":
         answer = json.dumps(dict(os.environ))
+        sys.stderr.write(answer + "\n")
+        sys.stderr.flush()
     if name == "rubbish":
         sys.stdout.write("this is no json\n{\"jsonrpc\": \"1.0\"}\n[]\n")
         sys.stderr.write("x" * 1_000_000 + "\n" + "line\n" * 100_000)

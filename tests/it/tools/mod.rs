@@ -175,7 +175,7 @@ fn npm(name: &str, script: &str, arguments: &[&str]) -> Option<String> {
 }
 
 /// The beginning of the section of the server that misbehaves, which is called `fake`.
-fn fake(more: &str) -> Option<String> {
+pub(crate) fn fake(more: &str) -> Option<String> {
     let python = installed("RUNCAST_PYTHON")?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tools/fake_server.py");
     let command = [python.to_str()?, script.to_str()?, "{dir}/notes"];

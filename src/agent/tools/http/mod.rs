@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::super::providers::ToolCard;
 use super::{Call, Tool, ToolError, ToolOutput};
+use crate::agent::masks::Masks;
 use crate::net::guard::Guard;
 use crate::net::{CallError, Caller};
 
@@ -26,16 +27,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RESERVED: [&str; 6] =
     ["connection", "content-length", "content-type", "host", "idempotency-key", "transfer-encoding"];
 
-/// The least length of a secret for which answers are searched. Shorter ones would be found in innocent text.
-const LEAST_SECRET: usize = 8;
-
 /// How an endpoint is called, read and checked. Shows no value of a header.
 #[derive(Debug, Clone)]
 pub struct HttpRequest {
     method: Method,
     url: UrlTemplate,
     headers: HeaderMap,
-    secrets: Vec<SecretString>,
+    /// What of the headers is shown nowhere, although some endpoints repeat it.
+    masks: Masks,
     body: Option<Value>,
     /// The names of the arguments.
     arguments: BTreeSet<String>,
@@ -87,20 +86,13 @@ impl HttpRequest {
         if body.is_some() && method == Method::GET {
             return Err(invalid("body", "makes no sense for method GET".to_owned()));
         }
-        let (mut read, mut secrets) = (HeaderMap::new(), Vec::new());
+        let mut read = HeaderMap::new();
         for (name, value) in headers {
             let (name, value) = header(name, value).map_err(|text| invalid("headers", text))?;
             read.append(name, value);
         }
-        for (_, value) in headers {
-            // Also without the scheme before it, such as "Bearer".
-            let whole = value.expose_secret();
-            let last = whole.rsplit(' ').next().unwrap_or_default();
-            secrets.extend(
-                [whole, last].into_iter().filter(|secret| secret.len() >= LEAST_SECRET).map(SecretString::from),
-            );
-        }
-        Ok(Self { method, url, headers: read, secrets, body: body.cloned(), arguments })
+        let masks = Masks::new(headers.iter().map(|(_, value)| value));
+        Ok(Self { method, url, headers: read, masks, body: body.cloned(), arguments })
     }
 
     /// The request of one call.
@@ -124,27 +116,6 @@ impl HttpRequest {
             }
         };
         Ok(request.header(CONTENT_TYPE, "application/json").body(body.to_string()))
-    }
-
-    /// `text` without the values of secret headers, which some endpoints repeat, and without the beginning of one at its
-    /// end: not all of an answer may have been read.
-    fn redacted(&self, text: String) -> String {
-        let cover = |text: String, secret: &SecretString| match text.contains(secret.expose_secret()) {
-            true => text.replace(secret.expose_secret(), "***"),
-            false => text,
-        };
-        let mut text = self.secrets.iter().fold(text, cover);
-        let beginning = |secret: &SecretString| {
-            let secret = secret.expose_secret();
-            (LEAST_SECRET..secret.len())
-                .rev()
-                .find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
-        };
-        if let Some(length) = self.secrets.iter().filter_map(beginning).max() {
-            text.truncate(text.len() - length);
-            text.push_str("***");
-        }
-        text
     }
 }
 
@@ -191,7 +162,7 @@ impl Tool for HttpTool {
         let request = self.request.fill(&self.caller, arguments, &call.key)?;
         let response = Caller::send(request).await?;
         let status = response.status();
-        let body = self.request.redacted(read(response, self.max_output).await?);
+        let body = self.request.masks.apply_to_cut(&read(response, self.max_output).await?);
         if status.is_success() {
             let nothing = || format!("HTTP {}, without content", status.as_u16());
             return Ok(ToolOutput::new(if body.is_empty() { nothing() } else { body }));

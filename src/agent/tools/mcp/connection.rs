@@ -29,6 +29,7 @@ use super::super::{Call, ToolError};
 use super::Transport;
 use super::process::Group;
 use super::render::render;
+use crate::agent::masks::Masks;
 use crate::net::{CallError, Caller};
 
 /// How long a server may take to start and to introduce itself. Some download themselves first.
@@ -67,6 +68,8 @@ struct Client(Arc<Heard>);
 #[derive(Default)]
 struct Heard {
     server: String,
+    /// What it was given; whatever it says is masked with it.
+    masks: Masks,
     /// Rises when the server says that its tools have changed.
     changes: AtomicU64,
     progress: Mutex<HashMap<ProgressToken, mpsc::Sender<String>>>,
@@ -78,7 +81,7 @@ impl ClientHandler for Client {
         let of = said.total.map(|total| format!(" of {total}")).unwrap_or_default();
         let text = said.message.unwrap_or_else(|| format!("{}{of}", said.progress));
         // Full or gone: progress is for whoever looks on, and holds up nobody.
-        waiting.try_send(bounded(text, MAX_TEXT)).unwrap_or_default();
+        waiting.try_send(bounded(self.0.masks.apply(&text), MAX_TEXT)).unwrap_or_default();
     }
 
     async fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) {
@@ -91,7 +94,7 @@ impl ClientHandler for Client {
         said: rmcp::model::LoggingMessageNotificationParam,
         _: NotificationContext<RoleClient>,
     ) {
-        let text = bounded(said.data.to_string(), MAX_TEXT);
+        let text = bounded(self.0.masks.apply(&said.data.to_string()), MAX_TEXT);
         tracing::debug!(server = self.0.server, text, "an mcp server logs");
     }
 
@@ -106,12 +109,14 @@ impl Connection {
     /// # Errors
     /// For people: why it could not be connected.
     pub(super) async fn open(server: &str, transport: &Transport) -> Result<Self, String> {
-        let client = Client(Arc::new(Heard { server: server.to_owned(), ..Heard::default() }));
+        let masks = transport.masks();
+        let heard = Heard { server: server.to_owned(), masks: masks.clone(), ..Heard::default() };
+        let client = Client(Arc::new(heard));
         let (serving, group) = match transport {
             Transport::Program(program) => {
                 let name = program.command.first().map_or("", String::as_str);
                 let (group, stdin, stdout) =
-                    Group::start(server, program).map_err(|error| format!("cannot start {name}: {error}"))?;
+                    Group::start(server, program, &masks).map_err(|error| format!("cannot start {name}: {error}"))?;
                 let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_MESSAGE);
                 (timeout(START_TIMEOUT, client.clone().serve(transport)).await, Some(group))
             }
@@ -136,7 +141,9 @@ impl Connection {
         };
         let service = serving
             .map_err(|_| format!("it did not introduce itself within {}", humantime::format_duration(START_TIMEOUT)))?
-            .map_err(|error| bounded(format!("it did not introduce itself: {}", said(&error)), MAX_TEXT))?;
+            .map_err(|error| {
+                bounded(masks.apply(&format!("it did not introduce itself: {}", said(&error))), MAX_TEXT)
+            })?;
         service.set_response_cache_config(ClientCacheConfig::disabled()).await;
         Ok(Self { service, client, tools: AsyncMutex::default(), since: Instant::now(), _group: group })
     }
@@ -165,7 +172,8 @@ impl Connection {
         }
         let listed = timeout(LIST_TIMEOUT, self.list()).await;
         let listed = listed.map_err(|_| "it does not tell its tools".to_owned())?;
-        let tools: Arc<[Tool]> = listed.map_err(|error| bounded(error.to_string(), MAX_TEXT))?.into();
+        let tools: Arc<[Tool]> =
+            listed.map_err(|error| bounded(self.client.0.masks.apply(&error.to_string()), MAX_TEXT))?.into();
         *known = Some((changes, Arc::clone(&tools)));
         Ok(tools)
     }
@@ -191,6 +199,15 @@ impl Connection {
         arguments: Map<String, Value>,
         call: &Call,
     ) -> Result<String, ToolError> {
+        let masks = &self.client.0.masks;
+        match self.ask(tool, arguments, call).await {
+            Ok(given) => Ok(masks.apply(&given)),
+            Err(ToolError::Permanent(why)) => Err(ToolError::Permanent(masks.apply(&why))),
+            Err(other) => Err(other),
+        }
+    }
+
+    async fn ask(&self, tool: &str, arguments: Map<String, Value>, call: &Call) -> Result<String, ToolError> {
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let sent = self.service.send_cancellable_request(request, PeerRequestOptions::no_options()).await;

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use super::super::providers::ToolCard;
 use super::calling::bounded;
 use super::{Call, Declared, Policy, Tool, ToolError, ToolOutput, Toolbox};
+use crate::agent::masks::Masks;
 use crate::net::guard::Guard;
 use crate::run::Backoff;
 use connection::Connection;
@@ -68,6 +69,17 @@ pub enum Transport {
         /// Where it may lead.
         guard: Guard,
     },
+}
+
+impl Transport {
+    /// What the server is given and must not be shown of it.
+    fn masks(&self) -> Masks {
+        match self {
+            Self::Program(Program { env: secrets, .. }) | Self::Http { headers: secrets, .. } => {
+                Masks::new(secrets.iter().map(|(_, value)| value))
+            }
+        }
+    }
 }
 
 /// A server and how it is used.

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::super::calling::bounded;
+use crate::agent::masks::Masks;
 
 /// What a server sees of this node's environment.
 const SHARED: [&str; 10] = ["HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
@@ -62,11 +63,11 @@ struct Processes {
 }
 
 impl Group {
-    /// Starts a program, with its stdin and stdout; its stderr goes to the node's log at `debug`.
+    /// Starts a program, with its stdin and stdout; its stderr goes to the node's log at `debug`, masked.
     ///
     /// # Errors
     /// It cannot be started; nothing is left running.
-    pub(super) fn start(server: &str, program: &Program) -> io::Result<(Self, ChildStdin, ChildStdout)> {
+    pub(super) fn start(server: &str, program: &Program, masks: &Masks) -> io::Result<(Self, ChildStdin, ChildStdout)> {
         let (name, arguments) = program.command.split_first().ok_or_else(|| io::Error::other("no program"))?;
         let mark = format!("{MARK}={:032x}", rand::random::<u128>());
         let mut watcher = std::process::Command::new("/bin/sh");
@@ -85,7 +86,7 @@ impl Group {
         else {
             return Err(io::Error::other("the program has no pipes"));
         };
-        tokio::spawn(log(server.to_owned(), stderr));
+        tokio::spawn(log(server.to_owned(), stderr, masks.clone()));
         let processes = Arc::clone(&group.0);
         let server = server.to_owned();
         tokio::spawn(async move {
@@ -148,7 +149,7 @@ fn environment(mark: &str, own: &[(String, SecretString)]) -> BTreeMap<String, S
 }
 
 /// Logs lines until they end; what is too long or too much is read and forgotten.
-async fn log(server: String, mut stderr: impl AsyncRead + Unpin) {
+async fn log(server: String, mut stderr: impl AsyncRead + Unpin, masks: Masks) {
     let (mut line, mut lines, mut buffer) = (Vec::new(), 0, [0; 4096]);
     while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
         for byte in &buffer[..read] {
@@ -160,7 +161,7 @@ async fn log(server: String, mut stderr: impl AsyncRead + Unpin) {
             }
             lines += 1;
             if lines < MAX_LINES {
-                let text = bounded(String::from_utf8_lossy(&line).into_owned(), MAX_LINE);
+                let text = bounded(masks.apply_to_cut(&String::from_utf8_lossy(&line)), MAX_LINE);
                 tracing::debug!(server, text, "an mcp server says");
             } else if lines == MAX_LINES {
                 tracing::debug!(server, "an mcp server says more, which is left out");
