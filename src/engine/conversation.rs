@@ -207,7 +207,7 @@ impl Said {
     }
 
     /// What belongs into the thread when the run has ended as `run`: its messages, with its output as the last;
-    /// or, if it was cut off, what it had said until then.
+    /// or, if it was cut off or waits, what it had said until then.
     pub(super) fn all(&self, run: &Run) -> Vec<Message> {
         let assistant = |content: String| Message { role: Role::Assistant, content: content.into() };
         let mut said = self.whole.clone();
@@ -227,7 +227,9 @@ impl Said {
                     said.push(assistant(output));
                 }
             }
-            Status::Cancelled | Status::Failed if !self.begun.is_empty() => said.push(assistant(self.begun.clone())),
+            Status::Cancelled | Status::Failed | Status::Waiting if !self.begun.is_empty() => {
+                said.push(assistant(self.begun.clone()));
+            }
             Status::Scheduled
             | Status::Queued
             | Status::Running

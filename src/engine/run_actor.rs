@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::{AbortHandle, JoinError};
+use uuid::Uuid;
 
 use super::Node;
 use super::conversation::{Said, Taken, conversation, hand_off_by_run, said_before, take_steers};
@@ -285,11 +286,15 @@ impl RunActor {
     /// What the run leaves to its thread if it ends as `run`.
     fn farewell(&self, run: &Run, now: Timestamp) -> Option<Farewell> {
         run.spec.thread.filter(|_| run.status.is_final())?;
-        let said = self.said.lock().all(run);
-        let said = said.into_iter().map(|said| (self.node.clock.id(), said)).collect();
+        let said = self.said_as(run);
         let card = self.node.agents.card(&run.spec.agent);
         let rules = card.map(|card| Arc::clone(&card.manners.follow_ups)).unwrap_or_default();
         Some(Farewell { said, rules, now })
+    }
+
+    /// What it has said when it stands as `run`, as new messages.
+    fn said_as(&self, run: &Run) -> Vec<(Uuid, Message)> {
+        self.said.lock().all(run).into_iter().map(|said| (self.node.clock.id(), said)).collect()
     }
 
     fn change(&mut self, change: Change, context: &mut Context<Self>) {
@@ -370,6 +375,9 @@ impl RunActor {
             run.last_seq = segment.last_seq();
         }
         let ends = run.status != crate::run::Status::Running;
+        if run.status == crate::run::Status::Waiting && run.spec.thread.is_some() {
+            run.said = self.said_as(&run);
+        }
         let reserved_seq = if ends { run.last_seq } else { run.last_seq + self.node.settings.reserve };
         let farewell = self.farewell(&run, now);
         let commit = Commit { run, number: self.commits + 1, segment, reserved_seq, step, farewell };

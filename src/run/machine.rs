@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
-    Bound, Command, Effect, Event, Failure, OpenStep, Question, Reason, Rejection, Retry, RetryReason, RunError,
-    Segment, Spec, Status, Timestamp, Usage,
+    Bound, Command, Effect, Event, Failure, Message, OpenStep, Question, Reason, Rejection, Retry, RetryReason,
+    RunError, Segment, Spec, Status, Timestamp, Usage,
 };
 
 /// A run as it stands: its specification and the fold of its events.
@@ -49,6 +50,9 @@ pub struct Run {
     pub usage: Usage,
     /// What it made.
     pub output: Option<Value>,
+    /// What it has said before it waited for a person, with the ids of the messages. Its thread keeps it if the run ends
+    /// while nobody executes it.
+    pub said: Vec<(Uuid, Message)>,
     /// Why it ended as it did.
     pub outcome: Option<String>,
     /// Why it failed.
@@ -173,6 +177,7 @@ impl Run {
             last_seq: 0,
             usage: Usage::default(),
             output: None,
+            said: Vec::new(),
             outcome: None,
             error: None,
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::StoreError;
 use crate::run::{Budget, Content, Message, OnDisconnect, OpenStep, Role, Run, StepKind};
@@ -32,7 +33,8 @@ impl Documents {
     }
 }
 
-/// What a run may use, what it has cost and what it has reserved: one document, which most runs do not have.
+/// What a run may use, what it has cost and what it has reserved, and what it has said if it waits: one document, which
+/// most runs do not have.
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Ledger {
@@ -42,6 +44,8 @@ struct Ledger {
     cost_micros: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     open: Vec<OpenStep>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    said: Vec<(Uuid, Message)>,
 }
 
 fn is_unbounded(budget: &Budget) -> bool {
@@ -56,20 +60,22 @@ fn is_zero(number: &u64) -> bool {
 /// The ledger of a run, unless there is nothing in it.
 pub(super) fn ledger(run: &Run) -> Option<String> {
     let (budget, cost_micros) = (run.spec.budget, run.usage.cost_micros);
-    if run.open.is_empty() && cost_micros == 0 && budget == Budget::NONE {
+    // The thread of one that has ended has it.
+    let said = if run.status.is_final() { Vec::new() } else { run.said.clone() };
+    if run.open.is_empty() && said.is_empty() && cost_micros == 0 && budget == Budget::NONE {
         return None;
     }
-    // Numbers and names: there is nothing in it that JSON could not write.
-    serde_json::to_string(&Ledger { budget, cost_micros, open: run.open.clone() }).ok()
+    // Numbers, names and texts: there is nothing in it that JSON could not write.
+    serde_json::to_string(&Ledger { budget, cost_micros, open: run.open.clone(), said }).ok()
 }
 
 /// Reads a run's ledger back into it.
 pub(super) fn read_ledger(run: &mut Run, text: Option<&str>) -> Result<(), StoreError> {
     let Some(text) = text else { return Ok(()) };
-    let Ledger { budget, cost_micros, open } = parse(text)?;
+    let Ledger { budget, cost_micros, open, said } = parse(text)?;
     Arc::make_mut(&mut run.spec).budget = budget;
     run.usage.cost_micros = cost_micros;
-    run.open = open;
+    (run.open, run.said) = (open, said);
     Ok(())
 }
 

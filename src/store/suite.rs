@@ -157,6 +157,7 @@ macro_rules! store_suite {
             what_a_run_said_is_dropped_if_that_is_wanted
             a_run_looks_at_what_it_was_handed_before_it_completes
             people_take_a_thread_over_and_give_it_back
+            what_a_run_said_before_it_waited_is_kept_whoever_ends_it
             a_follow_up_is_armed_until_someone_speaks
             a_follow_up_can_be_put_off_or_off_altogether
             where_nothing_is_let_in_nothing_is_counted

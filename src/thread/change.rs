@@ -136,8 +136,8 @@ impl Found {
         }
     }
 
-    /// Run `id` stands as `after` now: it was queued, or it has ended. `said` is what it said, to be kept; `rules`
-    /// are the follow-ups that its agent declares, if it completed. Nothing changes unless that concerns the thread.
+    /// Run `id` stands as `after` now: it was queued, or it has ended. `said` is what it said, to be kept, as its owner
+    /// knows; without one, it is what the run itself remembers. `rules` are the follow-ups that its agent declares, if it completed. Nothing changes unless that concerns the thread.
     #[must_use]
     pub fn moved(self, after: &Run, said: Vec<(Uuid, Message)>, rules: &[FollowUpRule], now: Timestamp) -> Change {
         let id = after.spec.id;
@@ -145,7 +145,7 @@ impl Found {
         let mut work = Work::new(self, now);
         work.open.retain(|open| open.run.spec.id != id);
         if after.status.is_final() && holds {
-            work.released(id, said);
+            work.released(id, if said.is_empty() { after.said.clone() } else { said });
             if after.status == Status::Completed {
                 work.arm(&after.spec.agent, rules);
             }
@@ -301,7 +301,8 @@ impl Work {
         self.say(&ask.newcomer, Some(id), None, false);
         if run.status == Status::Queued {
             self.take(id);
-            self.messages.iter_mut().for_each(|message| message.turn = Some(self.thread.turns));
+            let own = self.messages.iter_mut().filter(|message| message.run == Some(id));
+            own.for_each(|message| message.turn = Some(self.thread.turns));
         }
         self.created = Some(Changed { run, segment, effects: decision.effects });
         self.events.push(Happened::Run(id));
@@ -390,14 +391,14 @@ impl Work {
             open.run.apply(event, seq, self.now);
         }
         open.reserved_seq = open.run.last_seq;
-        let run = open.run.clone();
+        let (run, said) = (open.run.clone(), open.run.said.clone());
         let segment = Segment::encode(next_seq, &decision.events, self.now);
         let status = run.status;
         self.changed.push(Changed { run, segment, effects: decision.effects });
         if status.is_final() {
             self.open.remove(at);
             if self.thread.holder == Some(id) {
-                self.released(id, Vec::new());
+                self.released(id, said);
             }
         } else if status == Status::Queued && self.thread.holder != Some(id) {
             self.take(id);

@@ -151,6 +151,12 @@ impl World {
         Some(decision.effects)
     }
 
+    /// What a run has said before it waited.
+    fn remembers(&mut self, id: RunId, content: &str) {
+        let said = (self.id(), Message { role: Role::Assistant, content: content.into() });
+        self.runs.get_mut(&id).expect("a run").said = vec![said];
+    }
+
     fn holder(&self) -> RunId {
         self.thread.holder.expect("some run holds the thread")
     }
@@ -326,9 +332,15 @@ fn interrupting_what_has_not_started_or_waits_ends_it_at_once() {
     world.claim();
     let question = Question { reason: Reason::Input, prompt: json!("?"), deadline: None };
     world.tell(world.holder(), &Command::Wait { attempt: 1, question }).unwrap();
+    world.remembers(world.holder(), "may I?");
     let third = world.say("three", OnBusy::Interrupt, None).unwrap();
     assert_eq!(world.run(second).status, Status::Cancelled);
     assert_eq!(Some(world.holder()), third.run());
+    let mut said = world.messages.iter().map(|message| (message.message.content.text(), message.run, message.turn));
+    assert_eq!(said.next_back(), Some(("three".into(), third.run(), Some(3))));
+    assert!(
+        world.messages.iter().any(|message| *message.message.content.text() == *"may I?" && message.turn == Some(2))
+    );
     world.check();
 }
 

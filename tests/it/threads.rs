@@ -397,6 +397,24 @@ async fn people_take_a_thread_over_and_give_it_back() {
 }
 
 #[tokio::test]
+async fn whoever_interrupts_a_run_that_waits_finds_what_it_has_said() {
+    let mut node = Node::start("").await;
+    let thread = thread(&node).await;
+    let run = id_of(&say(&node, &thread, "one two three", json!({"params": {"ask_at": 3}})).await["run"]);
+    node.until(&run, &["waiting"]).await;
+    node.kill9().await;
+    node.restart().await;
+    let other = json!({"on_busy": "interrupt", "params": {"say_history": true}});
+    let next = id_of(&say(&node, &thread, "no, stop", other).await["run"]);
+    assert_eq!(node.wait_final(&next).await["output"], "h2 no, stop");
+    assert_eq!(node.run(&run).await["status"], "cancelled");
+    let expected =
+        [("user", "one two three"), ("assistant", "one two "), ("user", "no, stop"), ("assistant", "h2 no, stop")];
+    let expected = expected.map(|(role, content)| (role.to_owned(), content.to_owned()));
+    assert_eq!(messages(&node, &thread).await, expected);
+}
+
+#[tokio::test]
 async fn a_run_waits_for_a_person_through_a_kill_and_hears_one_answer() {
     let mut node = Node::start("").await;
     let thread = thread(&node).await;

@@ -140,6 +140,7 @@ impl Found {
             last_seq,
             usage,
             output: None,
+            said: Vec::new(),
             outcome,
             error,
         };

@@ -127,6 +127,7 @@ impl Found {
             last_seq,
             usage,
             output: None,
+            said: Vec::new(),
             outcome,
             error,
         };

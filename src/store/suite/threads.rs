@@ -381,6 +381,42 @@ pub(crate) async fn people_take_a_thread_over_and_give_it_back(harness: &mut imp
     assert_eq!(log[3].happened, Happened::Released);
 }
 
+pub(crate) async fn what_a_run_said_before_it_waited_is_kept_whoever_ends_it(harness: &mut impl Harness) {
+    let store = &*harness.store();
+    for number in [10, 20, 30, 40] {
+        let thread = thread(store, number).await;
+        say(store, thread, number, OnBusy::Enqueue).await;
+        let mut owner = Owner::next(store).await;
+        let question = Question { reason: Reason::Input, prompt: json!("?"), deadline: None };
+        let mut waits = owner.decide(&Command::Wait { attempt: 1, question });
+        let message = (Uuid::from_u128(number.into()), words(Role::Assistant, "may I?\0"));
+        waits.run.said = vec![message.clone()];
+        assert_eq!(store.commit(waits).await.unwrap(), Committed::Done);
+        assert_eq!(get(store, id(number)).await.run.said, [message]);
+        assert_eq!(said(store, thread).await.len(), 1, "it may go on");
+        match number {
+            10 => {
+                let cancelled = transition(store, id(number), Command::Cancel, now()).await;
+                assert_eq!(led_on(cancelled).0, Status::Cancelled);
+            }
+            20 => drop(say(store, thread, number + 1, OnBusy::Interrupt).await),
+            30 => drop(say(store, thread, number + 1, OnBusy::Rollback).await),
+            _ => {
+                let taken = HandOff { tenant: tenant(), thread, reason: String::new(), by: None, now: now() };
+                assert!(store.hand_off(taken).await.unwrap().is_some());
+            }
+        }
+        assert_eq!(status(store, id(number)).await, Status::Cancelled);
+        let kept =
+            said(store, thread).await.into_iter().filter(|(text, ..)| text.starts_with("may I?")).collect::<Vec<_>>();
+        let expected: &[_] = if number == 30 { &[] } else { &[(Some(id(number)), Some(1))] };
+        assert_eq!(kept.iter().map(|(_, run, turn)| (*run, *turn)).collect::<Vec<_>>(), expected, "run {number}");
+        if let 20 | 30 = number {
+            assert_eq!(claim(store, 1).await.len(), 1, "the next run is no other's to claim");
+        }
+    }
+}
+
 pub(crate) async fn a_follow_up_is_armed_until_someone_speaks(harness: &mut impl Harness) {
     let store = &*harness.store();
     let thread = thread(store, 1).await;
