@@ -232,3 +232,36 @@ async fn a_node_answers_by_each_protocol_and_goes_on_with_another_model() {
         assert_eq!(json!(said(&node.events(&id).await)), run["output"]);
     }
 }
+
+#[tokio::test]
+async fn a_provider_without_its_key_is_told_at_start_and_among_the_models() {
+    let agent = |name: &str, model: &str| format!("[agents.{name}]\nkind = \"model\"\nmodel = \"{model}\"\n");
+    let node = Node::start(format!(
+        "[providers.answers]\nprotocol = \"openai_responses\"\n[providers.own]\nbase_url = \"http://127.0.0.1:1/v1\"\n{}{}{}{}{}",
+        agent("a", "openai/small"),
+        agent("b", "anthropic/small"),
+        agent("c", "gemini/small"),
+        agent("d", "answers/small"),
+        agent("e", "own/small"),
+    ))
+    .await;
+    let models = node.get("/v1/models").await.json();
+    let card =
+        |model: &str| models["data"].as_array().unwrap().iter().find(|card| card["id"] == model).unwrap().clone();
+    for (provider, wanted) in [
+        ("openai", "OPENAI_API_KEY"),
+        ("anthropic", "ANTHROPIC_API_KEY"),
+        ("gemini", "GEMINI_API_KEY"),
+        ("answers", "providers.answers.api_key"),
+    ] {
+        let log = node.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(&format!("no key: set {wanted}"))).collect();
+        let [line] = lines[..] else { panic!("one warning about {provider}: {log}") };
+        assert!(line.contains("WARN") && line.contains(&format!("provider=\"{provider}\"")), "{line}");
+        let card = card(&format!("{provider}/small"));
+        assert_eq!(card["ready"], false, "{card}");
+        assert!(card["missing"].as_str().unwrap().contains(wanted), "{card}");
+    }
+    // A server of one's own may need none.
+    assert_eq!(card("own/small")["ready"], true);
+}

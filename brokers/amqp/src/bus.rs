@@ -18,16 +18,15 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use parking_lot::Mutex;
 use runcast_broker::{Backoff, BrokerError, Name, NodePresence, random};
+use runcast_broker_remote::{Failure, Topics};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::consumer::Shared;
-use crate::failure::Failure;
 use crate::link::{Lane, Link};
 use crate::names::{Delay, Names};
 use crate::queues::{header, text};
-use crate::topics::Topics;
 
 /// How long a process that has just come waits for the others to answer.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -357,7 +356,7 @@ impl Bus {
                     Some(Err(error)) => Err(self.heard.failure(&error)),
                     None => Err(Failure::transient("rabbitmq: the queue of this process has gone")),
                 },
-                () = self.topics.changed.notified() => self.reconcile(number, &channel, &place, false).await,
+                () = self.topics.changed() => self.reconcile(number, &channel, &place, false).await,
                 () = tokio::time::sleep(LOOK) => {
                     if channel.status().connected() {
                         Ok(())

@@ -10,13 +10,13 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicRejectOptions, ChannelFlowOptions};
 use parking_lot::Mutex;
 use runcast_broker::{Acknowledge, BrokerError, Consumer, Delivery, ErrorKind, Name};
+use runcast_broker_remote::Failure;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
-use crate::failure::Failure;
 use crate::link::Link;
 use crate::names::Delay;
 use crate::queues::Queues;

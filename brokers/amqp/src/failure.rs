@@ -1,38 +1,14 @@
 //! Driver errors as broker errors.
 
-use std::sync::Arc;
-
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use runcast_broker::{BrokerError, ErrorKind};
+use runcast_broker::ErrorKind;
+use runcast_broker_remote::Failure;
 
 use crate::options::AmqpUrl;
 
-/// A [`BrokerError`] that can be handed to several callers. Its text has been scrubbed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) kind: ErrorKind,
-    pub(crate) text: Arc<str>,
-}
-
-impl Failure {
-    pub(crate) fn transient(text: &str) -> Self {
-        Self { kind: ErrorKind::Transient, text: text.into() }
-    }
-
-    pub(crate) fn misconfigured(text: String) -> Self {
-        Self { kind: ErrorKind::Misconfigured, text: text.into() }
-    }
-
-    /// The driver's own error is not kept as a source: its text might hold the password.
-    pub(crate) fn new(error: &lapin::Error, url: &AmqpUrl) -> Self {
-        Self { kind: kind(error), text: url.scrub(format!("rabbitmq: {error}")).into() }
-    }
-}
-
-impl From<Failure> for BrokerError {
-    fn from(failure: Failure) -> Self {
-        Self::new(failure.kind, &*failure.text)
-    }
+/// The driver's own error is not kept as a source: its text might hold the password.
+pub(crate) fn failure(error: &lapin::Error, url: &AmqpUrl) -> Failure {
+    Failure { kind: kind(error), text: url.scrub(format!("rabbitmq: {error}")).into() }
 }
 
 fn kind(error: &lapin::Error) -> ErrorKind {

@@ -1,6 +1,7 @@
 //! The task behind a consumer: gets messages when they are asked for, and gives them back.
 
 use runcast_broker::Backoff;
+use runcast_broker_remote::Failure;
 use std::collections::BTreeSet;
 use std::future::ready;
 use std::pin::Pin;
@@ -16,7 +17,6 @@ use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::consumer::{Life, Shared, Step, Taken};
-use crate::failure::Failure;
 use crate::link::Link;
 use crate::queues::{self, Queues};
 
@@ -65,7 +65,7 @@ impl Fetcher {
             tracing::debug!(consumer = self.shared.name, error = &*failure.text, "a consumer is interrupted");
             let again = async {
                 tokio::time::sleep(backoff.next()).await;
-                self.link.up().await;
+                self.link.up(failure.kind).await;
             };
             self.shared.gone.run_until_cancelled(again).await;
         }

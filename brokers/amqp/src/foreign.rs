@@ -13,10 +13,10 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, Channel, Consumer};
 use runcast_broker::{BrokerError, ErrorKind, Message, Remove, Source};
+use runcast_broker_remote::Failure;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use crate::failure::Failure;
 use crate::link::{DURABLE, Endpoint, Link};
 use crate::options::AmqpOptions;
 

@@ -12,9 +12,9 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueuePurgeOptions};
 use lapin::types::{FieldTable, ShortString};
 use runcast_broker::{BrokerError, DeadLetter, Name};
+use runcast_broker_remote::Failure;
 use tokio::time::{Instant, timeout};
 
-use crate::failure::Failure;
 use crate::link::Link;
 use crate::queues::{Marks, Queues, letter};
 

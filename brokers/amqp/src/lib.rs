@@ -99,7 +99,7 @@
 //! | `queues` | declaring queues and publishing to them |
 //! | `consumer`, `fetcher` | deliveries and their settlement; getting and subscribing |
 //! | `letters` | dead letters |
-//! | `bus`, `topics` | what processes tell each other; watchers |
+//! | `bus` | what processes tell each other |
 //! | `foreign` | [`AmqpQueue`]: the messages of foreign producers |
 
 mod bus;
@@ -112,7 +112,6 @@ mod link;
 mod names;
 mod options;
 mod queues;
-mod topics;
 
 use std::collections::HashSet;
 use std::num::NonZeroU16;
@@ -123,6 +122,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use runcast_broker::{Broker, BrokerError, Capabilities, Consumer, DeadLetter, Depth, Name, NodePresence, Watch};
+use runcast_broker_remote::{Failure, RemoteWatch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -132,13 +132,11 @@ pub use crate::options::{AmqpOptions, AmqpTls, AmqpUrl};
 
 use crate::bus::{Bus, Counts};
 use crate::consumer::{AmqpConsumer, Settling, Shared};
-use crate::failure::Failure;
 use crate::fetcher::Fetcher;
 use crate::letters::Letters;
 use crate::link::{Endpoint, Lane, Link};
 use crate::names::Names;
 use crate::queues::{Marks, Queues};
-use crate::topics::AmqpWatch;
 
 /// The largest message or payload, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -263,7 +261,7 @@ impl Broker for AmqpBroker {
 
     async fn watch(&self, topic: &Name) -> Result<Box<dyn Watch>, BrokerError> {
         let topics = &self.settling.bus.topics;
-        let watch = AmqpWatch::new(topics, topic, self.options.watch_buffer, self.closed.clone());
+        let watch = RemoteWatch::new(topics, topic, self.options.watch_buffer, self.closed.clone());
         let late = |_| BrokerError::from(Failure::transient("rabbitmq: the watch was not confirmed in time"));
         let limited = async { timeout(self.options.command_timeout, watch).await.map_err(late)? };
         Ok(Box::new(self.open(limited).await?))

@@ -12,13 +12,14 @@ use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
 use runcast_broker::{Backoff, BrokerError, ErrorKind};
+use runcast_broker_remote::Failure;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::failure::failure;
 use crate::options::AmqpOptions;
 
 /// How often a connection is asked whether it lives, besides its telling when it does not.
@@ -37,7 +38,7 @@ impl Endpoint {
     }
 
     pub(crate) fn failure(&self, error: &lapin::Error) -> Failure {
-        Failure::new(error, &self.options.url)
+        failure(error, &self.options.url)
     }
 
     async fn connect(&self, role: &str) -> Result<Connection, Failure> {
@@ -73,14 +74,14 @@ impl Endpoint {
         }
         let tls = &self.options.tls;
         let wrong = |path: &std::path::Path, error: &dyn std::fmt::Display| {
-            Failure::misconfigured(format!("cannot read {}: {error}", path.display()))
+            Failure::misconfigured(&format!("cannot read {}: {error}", path.display()))
         };
         let certificates = |path: &std::path::Path| -> Result<Vec<CertificateDer<'static>>, Failure> {
             let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
             let read = read.map_err(|error| wrong(path, &error))?;
             if read.is_empty() { Err(wrong(path, &"no certificate in it")) } else { Ok(read) }
         };
-        let system = |error: std::io::Error| Failure::misconfigured(format!("cannot set up tls: {error}"));
+        let system = |error: std::io::Error| Failure::misconfigured(&format!("cannot set up tls: {error}"));
         let roots = match &tls.authorities {
             Some(path) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(path)?),
             None => RustlsConnectorConfig::new_with_native_certs().map_err(system)?,
@@ -132,7 +133,7 @@ impl Link {
         let (stopped, supervised) = (stop.clone(), Arc::clone(&endpoint));
         tokio::spawn(async move {
             stopped.run_until_cancelled(supervise(&supervised, role, &state_sender, broken_receiver)).await;
-            let closed = Failure { kind: ErrorKind::Closed, text: "the broker is closed".into() };
+            let closed = Failure::closed();
             let last = state_sender.send_replace(State::Down(closed));
             if let State::Up(session) = last {
                 close(&session).await;
@@ -142,10 +143,16 @@ impl Link {
         Arc::new(Self { endpoint, limit, state, broken, stop })
     }
 
-    /// Waits until there is a connection.
-    pub(crate) async fn up(&self) {
+    /// Waits until there is a connection, or none for another kind of reason than the one that is `known`: the reason for
+    /// which a server hangs up may get lost with the connection, and be seen at a later attempt.
+    pub(crate) async fn up(&self, known: ErrorKind) {
+        let news = |state: &State| match state {
+            State::Up(_) => true,
+            State::Down(failure) => failure.kind != known,
+            State::Connecting => false,
+        };
         // an error means that the link has ended, and so will the caller
-        drop(self.state.clone().wait_for(|state| matches!(state, State::Up(_))).await);
+        drop(self.state.clone().wait_for(news).await);
     }
 
     /// Ends the connection; later calls fail as closed.
@@ -193,7 +200,7 @@ impl Link {
             Ok(Ok(State::Up(session))) => Ok(session),
             Ok(Ok(State::Down(failure))) => Err(failure),
             Ok(Ok(State::Connecting)) | Err(_) => Err(Failure::transient("rabbitmq: no connection yet")),
-            Ok(Err(_)) => Err(Failure { kind: ErrorKind::Closed, text: "the broker is closed".into() }),
+            Ok(Err(_)) => Err(Failure::closed()),
         }
     }
 

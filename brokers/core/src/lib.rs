@@ -9,8 +9,8 @@
 //! Beside it stands [`Source`]: a queue that belongs to somebody else, whose messages are taken in.
 //!
 //! Nothing that must survive lives here alone. The store decides what runs; a broker that forgets
-//! everything costs time, never a run. Adapters depend on this crate only, and prove themselves with
-//! the suite in `runcast-broker-conformance`.
+//! everything costs time, never a run. Adapters depend on this crate (and on `runcast-broker-remote`, if
+//! their broker is on another machine), and prove themselves with the suite in `runcast-broker-conformance`.
 
 mod backoff;
 mod delivery;

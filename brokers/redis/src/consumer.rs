@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use runcast_broker::{Acknowledge, BrokerError, Consumer, Delivery, ErrorKind, Name};
+use runcast_broker_remote::Failure;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
 use crate::keys::Keys;
 use crate::link::Link;
 use crate::scripts::SETTLE;

@@ -5,32 +5,14 @@ use std::io;
 use std::sync::Arc;
 
 use redis::{ErrorKind as Driver, RedisError, ServerErrorKind};
-use runcast_broker::{BrokerError, ErrorKind};
+use runcast_broker::ErrorKind;
+use runcast_broker_remote::Failure;
 
 use crate::options::RedisUrl;
 
-/// A [`BrokerError`] that can be handed to several callers. Its text has been scrubbed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) kind: ErrorKind,
-    pub(crate) text: Arc<str>,
-}
-
-impl Failure {
-    pub(crate) fn transient(text: &str) -> Self {
-        Self { kind: ErrorKind::Transient, text: text.into() }
-    }
-
-    /// The driver's own error is not kept as a source: its text might hold the password.
-    pub(crate) fn new(error: &RedisError, url: &RedisUrl) -> Self {
-        Self { kind: kind(error), text: url.scrub(format!("redis: {error}")).into() }
-    }
-}
-
-impl From<Failure> for BrokerError {
-    fn from(failure: Failure) -> Self {
-        Self::new(failure.kind, &*failure.text)
-    }
+/// The driver's own error is not kept as a source: its text might hold the password.
+pub(crate) fn failure(error: &RedisError, url: &RedisUrl) -> Failure {
+    Failure { kind: kind(error), text: url.scrub(format!("redis: {error}")).into() }
 }
 
 /// Whether the connection that gave this error is of no more use.

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, OptionFuture};
 use redis::aio::MultiplexedConnection;
 use runcast_broker::{Backoff, BrokerError};
+use runcast_broker_remote::Failure;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use crate::consumer::{Place, Shared, Step, Taken};
-use crate::failure::Failure;
 use crate::keys::Keys;
 use crate::link::Link;
 use crate::scripts::{KEEP, TAKE};

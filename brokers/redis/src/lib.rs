@@ -55,7 +55,7 @@
 //! | `link` | connecting, time limits, reconnecting |
 //! | `scripts`, `lua/` | what happens on the server |
 //! | `consumer`, `fetcher` | deliveries and their settlement; taking and leases |
-//! | `topics` | subscriptions and their watchers |
+//! | `topics` | subscriptions |
 //! | `list`, `stream` | [`RedisList`] and [`RedisStream`]: messages of foreign producers, under keys of their own |
 
 mod consumer;
@@ -80,6 +80,7 @@ use bytes::Bytes;
 use runcast_broker::{
     Broker, BrokerError, Capabilities, Consumer, DeadLetter, Depth, ErrorKind, Name, NodePresence, Watch,
 };
+use runcast_broker_remote::{Failure, RemoteWatch, Topics};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -89,10 +90,8 @@ pub use crate::options::{RedisOptions, RedisTls, RedisUrl};
 pub use crate::stream::{RedisStream, StreamOptions};
 
 use crate::consumer::{RedisConsumer, Settling, Shared};
-use crate::failure::Failure;
 use crate::fetcher::Fetcher;
 use crate::link::Link;
-use crate::topics::{RedisWatch, Topics};
 
 /// The largest message or payload, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -196,7 +195,7 @@ impl Broker for RedisBroker {
     }
 
     async fn watch(&self, topic: &Name) -> Result<Box<dyn Watch>, BrokerError> {
-        let watch = RedisWatch::new(&self.topics, topic, self.options.watch_buffer, self.closed.clone());
+        let watch = RemoteWatch::new(&self.topics, topic, self.options.watch_buffer, self.closed.clone());
         let late = |_| BrokerError::from(Failure::transient("redis: the watch was not confirmed in time"));
         let limited = async { timeout(self.options.command_timeout, watch).await.map_err(late)? };
         Ok(Box::new(self.open(limited).await?))

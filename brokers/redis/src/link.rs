@@ -8,11 +8,12 @@ use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, FromRedisValue, RedisError, RedisResult};
 use redis::{ScriptInvocation, TlsCertificates};
 use runcast_broker::{Backoff, BrokerError, ErrorKind};
+use runcast_broker_remote::Failure;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::{Failure, breaks_connection};
+use crate::failure::{breaks_connection, failure};
 use crate::options::RedisOptions;
 
 /// Opens connections.
@@ -38,7 +39,7 @@ impl Endpoint {
     }
 
     pub(crate) fn failure(&self, error: &RedisError) -> Failure {
-        Failure::new(error, &self.options.url)
+        failure(error, &self.options.url)
     }
 
     /// Whether the files and the URL make a client at all.
@@ -110,7 +111,7 @@ impl Link {
         tokio::spawn(async move {
             stopped.run_until_cancelled(supervise(&supervised, &state_sender, broken_receiver)).await;
             // lets go of the connection
-            let closed = Failure { kind: ErrorKind::Closed, text: "the broker is closed".into() };
+            let closed = Failure::closed();
             state_sender.send_replace(State::Down(closed));
         });
         let limit = endpoint.options.command_timeout;

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use runcast_broker::{BrokerError, Message, Remove, Source};
+use runcast_broker_remote::Failure;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::failure::Failure;
 use crate::link::Link;
 use crate::options::RedisOptions;
 use crate::scripts::LIST;

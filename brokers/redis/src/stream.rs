@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue};
 use runcast_broker::{BrokerError, Message, Remove, Source};
+use runcast_broker_remote::Failure;
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use crate::failure::Failure;
 use crate::link::Link;
 use crate::options::RedisOptions;
 use crate::scripts::STREAM_LEAVE;

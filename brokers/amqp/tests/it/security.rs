@@ -7,6 +7,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use runcast_broker::{Announcement, Broker, BrokerError, Depth, ErrorKind};
 use runcast_broker_amqp::{AmqpBroker, AmqpOptions, AmqpTls};
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::logs::Log;
 use crate::server::Certificates;
@@ -164,6 +167,32 @@ async fn a_client_certificate_is_shown_where_one_is_asked_for() {
     eventually("calls are refused", async || refused(broker.health().await.unwrap_err())).await;
     let mut consumer = consume(&broker, &[&name("queue")], 1).await;
     assert!(refused(soon("a refusal", consumer.next()).await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn a_reason_that_is_seen_late_reaches_those_who_wait() {
+    let Some(space) = shared().await else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, server) = (listener.local_addr().unwrap().port(), space.server.port);
+    let (lets_in, closed) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            if *closed.borrow() {
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                    drop(copy_bidirectional(&mut socket, &mut server).await);
+                });
+            }
+        }
+    });
+    let log = Log::default();
+    let gathers = log.gather();
+    let broker = connect(space.options_at(&format!("amqp://nobody:wrong@127.0.0.1:{port}"))).await;
+    let mut consumer = consume(&broker, &[&name("queue")], 1).await;
+    eventually("it has met a server that hangs up", async || log.text().contains("a consumer is interrupted")).await;
+    lets_in.send_replace(true);
+    assert_eq!(soon("a refusal", consumer.next()).await.unwrap_err().kind(), ErrorKind::Misconfigured);
+    drop(gathers);
 }
 
 #[tokio::test]

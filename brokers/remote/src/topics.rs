@@ -1,4 +1,4 @@
-//! Who watches what, and what they have not read yet.
+//! Who watches what, and what they have not read yet. The adapter keeps one connection subscribed to it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::coop::consume_budget;
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::Failure;
 
 /// Who watches what. The lock is held for moments only.
 #[derive(Default)]
-pub(crate) struct Topics {
+pub struct Topics {
     registry: Mutex<Registry>,
     /// Somebody came, or all of a topic went.
-    pub(crate) changed: Notify,
+    changed: Notify,
 }
 
 #[derive(Default)]
 struct Registry {
     topics: HashMap<Name, Vec<Arc<Watcher>>>,
-    /// Topics whose watchers came, or all went, since the bindings were last looked at.
+    /// Topics whose watchers came, or all went, since they were last looked at.
     touched: HashSet<Name>,
 }
 
@@ -48,7 +48,7 @@ impl Watcher {
         self.notify.notify_one();
     }
 
-    /// The first answer ends the wait of [`AmqpWatch::new`]; `false` if that was over before.
+    /// The first answer ends the wait of [`RemoteWatch::new`]; `false` if that was over before.
     fn confirm(&self, result: Result<(), Failure>) -> bool {
         let waiting = self.confirm.lock().take();
         // an error means that it has given up
@@ -66,16 +66,29 @@ impl Watcher {
     }
 }
 
-pub(crate) struct AmqpWatch {
+impl std::fmt::Debug for Topics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Topics").finish_non_exhaustive()
+    }
+}
+
+/// A watch of one topic. Dropping it ends it.
+pub struct RemoteWatch {
     topics: Arc<Topics>,
     topic: Name,
     watcher: Arc<Watcher>,
     closed: CancellationToken,
 }
 
-impl AmqpWatch {
-    /// Returns when the server has confirmed the binding. The caller limits the time.
-    pub(crate) async fn new(
+impl RemoteWatch {
+    /// Begins to watch `topic`; returns when the server has confirmed the subscription. The caller limits the time. At most
+    /// `bound` announcements are kept unread; in the place of more there is a gap. `closed` ends it with the broker.
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Errors
+    /// Why it cannot be subscribed to.
+    pub async fn new(
         topics: &Arc<Topics>,
         topic: &Name,
         bound: usize,
@@ -97,8 +110,14 @@ impl AmqpWatch {
     }
 }
 
+impl std::fmt::Debug for RemoteWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteWatch").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
-impl Watch for AmqpWatch {
+impl Watch for RemoteWatch {
     async fn next(&mut self) -> Result<Announcement, BrokerError> {
         // one that lags must not keep its thread from other tasks
         consume_budget().await;
@@ -117,7 +136,7 @@ impl Watch for AmqpWatch {
     }
 }
 
-impl Drop for AmqpWatch {
+impl Drop for RemoteWatch {
     fn drop(&mut self) {
         let mut registry = self.topics.registry.lock();
         let Some(watchers) = registry.topics.get_mut(&self.topic) else { return };
@@ -130,30 +149,45 @@ impl Drop for AmqpWatch {
     }
 }
 
-/// What to bind and what to unbind.
-pub(crate) struct Change {
-    pub(crate) came: Vec<Name>,
-    pub(crate) went: Vec<Name>,
+/// What to subscribe to and what not any more.
+#[derive(Debug)]
+pub struct Change {
+    /// They are watched.
+    pub came: Vec<Name>,
+    /// Nobody watches them any more.
+    pub went: Vec<Name>,
 }
 
 impl Topics {
-    /// A new connection: everything is to be bound.
-    pub(crate) fn begin(&self) {
+    /// Returns when somebody came, or all of a topic went, since this returned last. Cancellation safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Whether anything is watched.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        !self.registry.lock().topics.is_empty()
+    }
+
+    /// A new connection: everything is to be subscribed to.
+    pub fn begin(&self) {
         let mut registry = self.registry.lock();
         registry.touched = registry.topics.keys().cloned().collect();
     }
 
     /// What was touched since the last time.
-    pub(crate) fn change(&self) -> Change {
+    #[must_use]
+    pub fn change(&self) -> Change {
         let mut registry = self.registry.lock();
         let touched = std::mem::take(&mut registry.touched);
         let (came, went) = touched.into_iter().partition(|topic| registry.topics.contains_key(topic));
         Change { came, went }
     }
 
-    /// The server has bound `topics`: tells those who wait for it. On a `fresh` connection the others
+    /// The server has subscribed us to `topics`: tells those who wait for it. On a `fresh` connection the others
     /// read a gap, since they have missed what came in between.
-    pub(crate) fn bound(&self, topics: &[Name], fresh: bool) {
+    pub fn bound(&self, topics: &[Name], fresh: bool) {
         let registry = self.registry.lock();
         for watcher in topics.iter().filter_map(|topic| registry.topics.get(topic)).flatten() {
             if !watcher.confirm(Ok(())) && fresh {
@@ -162,14 +196,15 @@ impl Topics {
         }
     }
 
-    /// Tells those who wait for their first binding that it failed.
-    pub(crate) fn failed(&self, failure: &Failure) {
+    /// Tells those who wait for their first subscription that it failed.
+    pub fn failed(&self, failure: &Failure) {
         for watcher in self.registry.lock().topics.values().flatten() {
             watcher.confirm(Err(failure.clone()));
         }
     }
 
-    pub(crate) fn hand_out(&self, topic: &Name, payload: &Bytes) {
+    /// Something was announced.
+    pub fn hand_out(&self, topic: &Name, payload: &Bytes) {
         for watcher in self.registry.lock().topics.get(topic).into_iter().flatten() {
             watcher.push(Announcement::Payload(payload.clone()));
         }
