@@ -10,16 +10,20 @@ const SHORTEST: usize = 6;
 pub(crate) struct Masks(Vec<SecretString>);
 
 impl Masks {
-    /// Masks these values, also without what stands before their last word, such as "Bearer".
+    /// Masks these values, also as JSON spells them, line by line, and without what stands before their last word, such as
+    /// "Bearer". Paths are none: what tools say would make no sense without them.
     pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
-        let parts = |secret: &'a SecretString| {
-            let whole = secret.expose_secret();
-            [whole, whole.rsplit(' ').next().unwrap_or_default()]
+        let values = secrets.into_iter().map(ExposeSecret::expose_secret).filter(|value| !value.starts_with('/'));
+        let parts = |whole: &str| {
+            let json = serde_json::Value::from(whole).to_string();
+            let (json, last) = (json.trim_matches('"').to_owned(), whole.rsplit(' ').next().unwrap_or_default());
+            let lines = whole.lines().map(|line| line.trim().to_owned());
+            lines.chain([whole.to_owned(), json, last.to_owned()]).collect::<Vec<_>>()
         };
-        let mut secrets: Vec<_> = secrets.into_iter().flat_map(parts).filter(|part| part.len() >= SHORTEST).collect();
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets.dedup();
-        Self(secrets.into_iter().map(SecretString::from).collect())
+        let mut parts: Vec<_> = values.flat_map(parts).filter(|part| part.len() >= SHORTEST).collect();
+        parts.sort_unstable_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
+        parts.dedup();
+        Self(parts.into_iter().map(SecretString::from).collect())
     }
 
     /// The text without the secrets, as far as it has them as they are.
@@ -34,7 +38,9 @@ impl Masks {
     pub(crate) fn apply_to_cut(&self, text: &str) -> String {
         let beginning = |secret: &SecretString| {
             let secret = secret.expose_secret();
-            (SHORTEST..secret.len()).rev().find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
+            (SHORTEST..=secret.len())
+                .rev()
+                .find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
         };
         // The end first: it may hold another secret whole.
         match self.0.iter().filter_map(beginning).max() {
@@ -63,5 +69,19 @@ mod tests {
         assert_eq!(masks.apply_to_cut("cut off: top-se"), "cut off: ***");
         assert_eq!(masks.apply_to_cut("cut off: top-"), "cut off: top-");
         assert_eq!(masks.apply_to_cut(""), "");
+        let twofold = Masks::new(&[SecretString::from("xyz123-xyz123")]);
+        assert_eq!(twofold.apply_to_cut("it is xyz123-xyz123"), "it is ***");
+    }
+
+    #[test]
+    fn secrets_of_several_lines_are_covered_by_line_and_as_json_and_paths_are_none() {
+        let secrets = ["-----BEGIN-----\nMIIEvQ\"IBADAN\n", "/srv/files"].map(SecretString::from);
+        let masks = Masks::new(&secrets);
+        assert_eq!(masks.apply("a line: MIIEvQ\"IBADAN"), "a line: ***");
+        assert_eq!(
+            masks.apply(&serde_json::json!({"key": secrets[0].expose_secret()}).to_string()),
+            "{\"key\":\"***\"}"
+        );
+        assert_eq!(masks.apply("it is /srv/files/a.txt"), "it is /srv/files/a.txt");
     }
 }

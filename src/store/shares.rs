@@ -74,6 +74,18 @@ impl Lane {
         flow.last = flow.last.max(last);
     }
 
+    /// The last rank among the queued runs of `tenant`.
+    pub(super) fn last(&self, tenant: &Tenant) -> i64 {
+        self.tenants.get(tenant).map_or(0, |flow| flow.last)
+    }
+
+    /// That was not so: `last` is the last rank of those that are queued still.
+    pub(super) fn go_back(&mut self, tenant: &Tenant, last: i64) {
+        if let Some(flow) = self.tenants.get_mut(tenant) {
+            flow.last = last;
+        }
+    }
+
     /// A run of `tenant` is queued no more. With its last one, what the tenant had coming is forgotten.
     pub(super) fn unqueued(&mut self, tenant: &Tenant) {
         if let Some(flow) = self.tenants.get_mut(tenant) {

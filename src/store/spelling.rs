@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::run::{Budget, Content, Message, OnDisconnect, OpenStep, Role, Run, StepKind};
+use crate::run::{Budget, Content, Message, OnDisconnect, OpenStep, Role, Run, Status, StepKind};
 
 /// The parts of a run that are stored as JSON. Whoever asked for the run parses them, so that a long input does not
 /// hold up a store's threads.
@@ -60,8 +60,9 @@ fn is_zero(number: &u64) -> bool {
 /// The ledger of a run, unless there is nothing in it.
 pub(super) fn ledger(run: &Run) -> Option<String> {
     let (budget, cost_micros) = (run.spec.budget, run.usage.cost_micros);
-    // The thread of one that has ended has it.
-    let said = if run.status.is_final() { Vec::new() } else { run.said.clone() };
+    // The thread of one that has ended has it, and the owner of one that is running; nobody is to write it all the time.
+    let kept = run.status != Status::Running && !run.status.is_final();
+    let said = if kept { run.said.clone() } else { Vec::new() };
     if run.open.is_empty() && said.is_empty() && cost_micros == 0 && budget == Budget::NONE {
         return None;
     }

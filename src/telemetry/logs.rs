@@ -9,8 +9,11 @@ use tracing_subscriber::filter::{LevelFilter, ParseError};
 /// when the process has a subscriber already. The error says what is wrong with the directives.
 pub fn init(directives: &str, json: bool) -> Result<(), String> {
     let wrong = |error: ParseError| format!("log.level: {error}");
-    // The MCP client quotes what servers say, and they may say what they were given.
-    let mut filter = EnvFilter::try_new(directives).map_err(wrong)?.add_directive("rmcp=error".parse().map_err(wrong)?);
+    let mut filter = EnvFilter::try_new(directives).map_err(wrong)?;
+    if filter.max_level_hint() != Some(LevelFilter::OFF) {
+        // The MCP client quotes what servers say, and they may say what they were given.
+        filter = filter.add_directive("rmcp=error".parse().map_err(wrong)?);
+    }
     if filter.max_level_hint() == Some(LevelFilter::TRACE) {
         // The AMQP driver traces its login frame, password and all.
         filter = filter.add_directive("lapin=debug".parse().map_err(wrong)?);

@@ -81,6 +81,14 @@ impl How {
     }
 }
 
+impl Change {
+    /// The first message that came in; not what a run said that ended by it.
+    #[must_use]
+    pub fn came_in(&self) -> Option<&ThreadMessage> {
+        self.messages.iter().find(|message| message.run == self.how.run())
+    }
+}
+
 impl Found {
     /// Something comes in.
     pub fn admit(self, ask: &Ask) -> Result<Change, Refusal> {

@@ -405,7 +405,9 @@ async fn whoever_interrupts_a_run_that_waits_finds_what_it_has_said() {
     node.kill9().await;
     node.restart().await;
     let other = json!({"on_busy": "interrupt", "params": {"say_history": true}});
-    let next = id_of(&say(&node, &thread, "no, stop", other).await["run"]);
+    let sent = say(&node, &thread, "no, stop", other).await;
+    assert_eq!(sent["message"]["content"], "no, stop");
+    let next = id_of(&sent["run"]);
     assert_eq!(node.wait_final(&next).await["output"], "h2 no, stop");
     assert_eq!(node.run(&run).await["status"], "cancelled");
     let expected =

@@ -42,8 +42,9 @@ impl Item for Asked {
         self.run
     }
 
+    /// What is read of the run, which nobody knows before: a guess that lets the largest inputs get through.
     fn bytes(&self) -> usize {
-        0
+        64 << 10
     }
 
     async fn write(link: &Link, items: &[&Self], (): &mut ()) -> Result<Answers<Self>, Failure> {

@@ -116,21 +116,23 @@ async fn write_all<T: Item>(link: &Link, mut calls: mpsc::Receiver<Call<T>>) {
             let Some(call) = calls.recv().await else { return };
             waiting.push_back(call);
         }
-        while waiting.len() < BATCH
-            && let Ok(call) = calls.try_recv()
+        let (mut batch, mut bytes, mut later) = (BTreeMap::new(), 0, VecDeque::new());
+        // What waits for its run's turn must not keep others out.
+        while batch.len() < BATCH
+            && bytes < BYTES
+            && later.len() < WAITING
+            && let Some(call) = waiting.pop_front().or_else(|| calls.try_recv().ok())
         {
-            waiting.push_back(call);
-        }
-        let (mut batch, mut bytes) = (BTreeMap::new(), 0);
-        for call in std::mem::take(&mut waiting) {
             match batch.entry(call.item.run()) {
-                Entry::Vacant(free) if bytes < BYTES => {
+                Entry::Vacant(free) => {
                     bytes += call.item.bytes();
                     free.insert(call);
                 }
-                Entry::Vacant(_) | Entry::Occupied(_) => waiting.push_back(call),
+                Entry::Occupied(_) => later.push_back(call),
             }
         }
+        later.append(&mut waiting);
+        waiting = later;
         waiting.extend(write(link, batch.into_values().collect(), &mut memory).await);
     }
 }

@@ -70,7 +70,7 @@ pub use self::schema::Migrated;
 /// Keeps runs in a PostgreSQL database, which many nodes share.
 ///
 /// While the database cannot be reached calls fail with [`StoreError::Unavailable`], within
-/// [`query_timeout`](PostgresOptions::query_timeout) (twice that for creations, commits and transitions); it is tried again for
+/// [`query_timeout`](PostgresOptions::query_timeout) (twice that for creations and commits, three times for transitions); it is tried again for
 /// ever. A write that failed so may have happened all the same: a commit can be sent again, and a creation with an
 /// idempotency key can be.
 pub struct PostgresStore {

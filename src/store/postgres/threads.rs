@@ -227,7 +227,7 @@ async fn admit(
     }
     write(conn, &was, &change, &before, *share).await?;
     let subject = match points_to_message(&ask.occasion) {
-        true => change.messages.first().map(|message| message.id),
+        true => change.came_in().map(|message| message.id),
         false => change.how.run().map(|run| *run.as_uuid()),
     };
     let moved = moved(conn, change).await?;
@@ -259,7 +259,8 @@ async fn existing(conn: &Conn, message: bool, id: Uuid) -> Result<Admitted, Fail
 }
 
 async fn moved(conn: &Conn, change: Change) -> Result<Moved, Failure> {
-    let Change { thread, created, changed, grown, cancel, messages, events, how, .. } = change;
+    let message = change.came_in().cloned();
+    let Change { thread, created, changed, grown, cancel, events, how, .. } = change;
     let id = how.run();
     let is = |run: &&Run| Some(run.spec.id) == id;
     let known = created.as_ref().map(|created| &created.run).into_iter();
@@ -272,7 +273,7 @@ async fn moved(conn: &Conn, change: Change) -> Result<Moved, Failure> {
         }
         (None, None) => None,
     };
-    Ok(Moved { thread, how, run, message: messages.into_iter().next(), created, changed, cancel, events })
+    Ok(Moved { thread, how, run, message, created, changed, cancel, events })
 }
 
 async fn move_thread(

@@ -40,6 +40,8 @@ struct Moved {
     from: Option<Status>,
     to: Option<Status>,
     rank: i64,
+    /// The last rank of its tenant in its lane before.
+    last: i64,
 }
 
 /// The state.
@@ -107,7 +109,8 @@ impl Shares {
     /// A run goes from one status to another; none: it did not exist. `rank` is its own, where it matters: when it is
     /// queued for the first time, and when it is claimed.
     pub(super) fn moved(&mut self, spec: &Arc<Spec>, from: Option<Status>, to: Status, rank: i64) {
-        let moved = Moved { spec: Arc::clone(spec), from, to: Some(to), rank };
+        let last = self.lanes.get(&LaneKey::of(spec)).map_or(0, |lane| lane.last(&spec.tenant));
+        let moved = Moved { spec: Arc::clone(spec), from, to: Some(to), rank, last };
         self.follow(&moved.spec, from, moved.to, rank);
         self.moved.push(moved);
     }
@@ -130,9 +133,14 @@ impl Shares {
     /// Takes back what was changed since `mark`.
     pub(super) fn take_back(&mut self, mark: usize) {
         while self.moved.len() > mark
-            && let Some(Moved { spec, from, to, rank }) = self.moved.pop()
+            && let Some(Moved { spec, from, to, rank, last }) = self.moved.pop()
         {
             self.follow(&spec, to, from, rank);
+            if to == Some(Status::Queued)
+                && let Some(lane) = self.lanes.get_mut(&LaneKey::of(&spec))
+            {
+                lane.go_back(&spec.tenant, last);
+            }
         }
     }
 

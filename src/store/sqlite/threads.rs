@@ -147,7 +147,7 @@ pub(super) fn admit(writer: &mut Writer, admission: &Admission) -> Result<Admitt
     write(writer, &was, &change, &before, *share)?;
     if let Some(key) = key {
         let subject = match points_to_message(&ask.occasion) {
-            true => change.messages.first().map(|message| message.id),
+            true => change.came_in().map(|message| message.id),
             false => change.how.run().map(|run| *run.as_uuid()),
         };
         if let Some(subject) = subject {
@@ -175,7 +175,8 @@ fn existing(conn: &Connection, message: bool, id: Uuid) -> Result<Admitted, Stor
 }
 
 fn moved(conn: &Connection, change: Change) -> Result<Moved, StoreError> {
-    let Change { thread, created, changed, grown, cancel, messages, events, how, .. } = change;
+    let message = change.came_in().cloned();
+    let Change { thread, created, changed, grown, cancel, events, how, .. } = change;
     let id = how.run();
     let is = |run: &&Run| Some(run.spec.id) == id;
     let known = created.as_ref().map(|created| &created.run).into_iter();
@@ -185,7 +186,7 @@ fn moved(conn: &Connection, change: Change) -> Result<Moved, StoreError> {
         (None, Some(id)) => load(conn, id)?.map(FoundRun::into_stored).transpose()?.map(|stored| stored.run),
         (None, None) => None,
     };
-    Ok(Moved { thread, how, run, message: messages.into_iter().next(), created, changed, cancel, events })
+    Ok(Moved { thread, how, run, message, created, changed, cancel, events })
 }
 
 /// People take over.

@@ -399,7 +399,10 @@ pub(crate) async fn what_a_run_said_before_it_waited_is_kept_whoever_ends_it(har
                 let cancelled = transition(store, id(number), Command::Cancel, now()).await;
                 assert_eq!(led_on(cancelled).0, Status::Cancelled);
             }
-            20 => drop(say(store, thread, number + 1, OnBusy::Interrupt).await),
+            20 => {
+                let moved = say(store, thread, number + 1, OnBusy::Interrupt).await;
+                assert_eq!(moved.message.unwrap().run, Some(id(number + 1)), "the message that came in");
+            }
             30 => drop(say(store, thread, number + 1, OnBusy::Rollback).await),
             _ => {
                 let taken = HandOff { tenant: tenant(), thread, reason: String::new(), by: None, now: now() };

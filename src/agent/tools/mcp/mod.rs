@@ -218,10 +218,11 @@ impl McpServer {
     /// For people: why they cannot be told.
     pub async fn look(&self) -> Result<Vec<Listed>, String> {
         let (_, tools) = self.listed().await?;
+        let masks = self.options.transport.masks();
         let look = |tool: &rmcp::model::Tool| {
             let pin = pins::pin(tool);
             let approval = self.pins.lock().judge(&tool.name, &pin);
-            let description = tool.description.as_deref().unwrap_or_default().to_owned();
+            let description = masks.apply(tool.description.as_deref().unwrap_or_default());
             let parameters = Value::Object((*tool.input_schema).clone());
             Listed { name: tool.name.to_string(), description, parameters, pin, approval }
         };
@@ -248,13 +249,13 @@ impl McpServer {
         if parameters.to_string().len() > MAX_SCHEMA {
             return refuse("its parameters are too large");
         }
-        let shown = offered_name(server, name);
+        let (shown, masks) = (offered_name(server, name), self.options.transport.masks());
         if !taken.insert(shown.clone()) {
             return refuse("another one has the same name");
         }
         let card = ToolCard {
             name: shown,
-            description: bounded(tool.description.as_deref().unwrap_or_default().to_owned(), MAX_DESCRIPTION),
+            description: bounded(masks.apply(tool.description.as_deref().unwrap_or_default()), MAX_DESCRIPTION),
             parameters,
         };
         let asks = self.options.needs_approval.iter().any(|asks| asks == "*" || asks == name);
