@@ -209,8 +209,6 @@ impl Said {
     /// What belongs into the thread when the run has ended as `run`: its messages, with its output as the last;
     /// or, if it was cut off or waits, what it had said until then.
     pub(super) fn all(&self, run: &Run) -> Vec<Message> {
-        let assistant = |content: String| Message { role: Role::Assistant, content: content.into() };
-        let mut said = self.whole.clone();
         match run.status {
             Status::Completed => {
                 let output = match &run.output {
@@ -218,17 +216,11 @@ impl Said {
                     Some(other) => other.to_string(),
                     None => String::new(),
                 };
-                let whole: String = said.iter().map(|message| message.content.text()).collect();
-                if output.ends_with(&whole) {
-                    // They are pieces of it, some of which may have been said by earlier attempts.
-                    said.clear();
-                }
-                if !output.is_empty() && said.last().is_none_or(|last| last.content != output) {
-                    said.push(assistant(output));
-                }
+                self.with_output(output)
             }
             Status::Cancelled | Status::Failed | Status::Waiting if !self.begun.is_empty() => {
-                said.push(assistant(self.begun.clone()));
+                let begun = assistant(self.begun.clone());
+                self.whole.iter().cloned().chain([begun]).collect()
             }
             Status::Scheduled
             | Status::Queued
@@ -236,8 +228,45 @@ impl Said {
             | Status::Waiting
             | Status::Failed
             | Status::Cancelled
-            | Status::Expired => {}
+            | Status::Expired => self.whole.clone(),
+        }
+    }
+
+    /// Its messages with its output as the last. What is a piece of the output, said by this attempt or an earlier one, or
+    /// before a message that was handed over at the last moment let it go on, is not said twice.
+    fn with_output(&self, output: String) -> Vec<Message> {
+        let mut said = self.whole.clone();
+        said.retain(|message| !output.contains(&*message.content.text()));
+        if !output.is_empty() {
+            said.push(assistant(output));
         }
         said
+    }
+}
+
+fn assistant(content: String) -> Message {
+    Message { role: Role::Assistant, content: content.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_is_said_once_behind_what_is_no_piece_of_it() {
+        let texts = |said: &[&str], output: &str| -> Vec<String> {
+            let mut heard = Said::default();
+            for text in said {
+                heard.hear(&Event::MessageDelta { text: (*text).to_owned() });
+                heard.hear(&Event::MessageCompleted { message: assistant((*text).to_owned()) });
+            }
+            heard.with_output(output.to_owned()).iter().map(|message| message.content.text().into_owned()).collect()
+        };
+        assert_eq!(texts(&["one "], "one "), ["one "]);
+        assert_eq!(texts(&["one ", "two "], "one two "), ["one two "], "pieces");
+        assert_eq!(texts(&["two "], "one two "), ["one two "], "an earlier attempt said the first");
+        assert_eq!(texts(&["one ", "one two "], "one two "), ["one two "], "it had ended, and went on for one more");
+        assert_eq!(texts(&["Let me see.", "It is done."], "It is done."), ["Let me see.", "It is done."]);
+        assert_eq!(texts(&["Let me see."], ""), ["Let me see."]);
     }
 }
