@@ -23,7 +23,7 @@ use runcast::store::{NewRun, RunStore, Share, TimerKey, TimerKind, Transition};
 const MEASURE: &str = "--measure";
 
 /// How many callers are at the store at once.
-const CALLERS: usize = 256;
+const CALLERS: usize = 1_024;
 
 /// How many timers are to fire a second.
 const RATE: usize = 10_000;

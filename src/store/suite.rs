@@ -4,6 +4,7 @@
 mod claiming;
 mod committing;
 mod creating;
+mod crowd;
 mod history;
 pub(crate) mod kit;
 mod moving;
@@ -24,6 +25,7 @@ use super::Store;
 pub(crate) use claiming::*;
 pub(crate) use committing::*;
 pub(crate) use creating::*;
+pub(crate) use crowd::*;
 pub(crate) use history::*;
 pub(crate) use moving::*;
 pub(crate) use nodes::*;

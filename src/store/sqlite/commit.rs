@@ -90,7 +90,7 @@ impl Decided {
                 forget_commands(conn, id)?;
                 dead_letters::bury_failed(conn, &self.run)?;
             }
-            webhooks::put(conn, &self.run, Status::Running, self.at)?;
+            webhooks::put(writer, &self.run, Status::Running, self.at)?;
             // One that goes back to the queue keeps its rank, which its lane has gone beyond.
             writer.moved(&self.run.spec, Some(Status::Running), self.run.status, 0);
         }

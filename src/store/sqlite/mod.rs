@@ -4,6 +4,7 @@
 //! to the file. Nothing here runs on the caller's threads but the encoding of what goes in and the parsing of what comes
 //! out.
 
+mod answers;
 mod checkpoint;
 mod claim;
 mod commit;
@@ -41,6 +42,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use self::answers::Answers;
 use self::checkpoint::Checkpointer;
 use self::claim::Taken;
 use self::commit::Decided;
@@ -134,6 +136,7 @@ impl SqliteStore {
         let readers = Readers::start(connections, READS)?;
         let reads = readers.gate();
         let checkpointer = Checkpointer::start(schema::open_checkpointer(&path)?)?;
+        let answers = Answers::start()?;
 
         let (writes, work) = Gate::new(WRITES, 1);
         let (writes, counts) = (Arc::new(writes), Arc::new(Counts::new(counted)));
@@ -141,7 +144,8 @@ impl SqliteStore {
         let mut writer = Writer::new(conn, counted, orphans, shares);
         let (gate, shown) = (writes.clone(), counts.clone());
         let thread = spawn("sqlite-writer", move || {
-            writer::run(&mut writer, &work, &gate, &shown);
+            writer::run(&mut writer, &work, &gate, &shown, &answers);
+            drop(answers);
             // In this order: the last connection to close copies the log to the file and removes it.
             drop(readers);
             drop(checkpointer);
@@ -493,7 +497,7 @@ impl WebhookStore for SqliteStore {
         key: Option<IdempotencyKey>,
         most: u64,
     ) -> Result<EndpointCreated, StoreError> {
-        self.writes.call(move |writer| webhooks::create(writer.conn(), &endpoint, key.as_ref(), most)).await
+        self.writes.call(move |writer| webhooks::create(writer, &endpoint, key.as_ref(), most)).await
     }
 
     async fn endpoints(&self, tenant: &Tenant, after: Option<Uuid>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {

@@ -40,7 +40,7 @@ struct Moved {
     from: Option<Status>,
     to: Option<Status>,
     rank: i64,
-    /// The last rank of its tenant in its lane before.
+    /// The last rank of its tenant in its lane before, if it is queued now.
     last: i64,
 }
 
@@ -109,7 +109,8 @@ impl Shares {
     /// A run goes from one status to another; none: it did not exist. `rank` is its own, where it matters: when it is
     /// queued for the first time, and when it is claimed.
     pub(super) fn moved(&mut self, spec: &Arc<Spec>, from: Option<Status>, to: Status, rank: i64) {
-        let last = self.lanes.get(&LaneKey::of(spec)).map_or(0, |lane| lane.last(&spec.tenant));
+        let lane = (to == Status::Queued).then(|| self.lanes.get(&LaneKey::of(spec))).flatten();
+        let last = lane.map_or(0, |lane| lane.last(&spec.tenant));
         let moved = Moved { spec: Arc::clone(spec), from, to: Some(to), rank, last };
         self.follow(&moved.spec, from, moved.to, rank);
         self.moved.push(moved);

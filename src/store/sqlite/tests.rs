@@ -11,7 +11,10 @@ use super::create::Creation;
 use super::{SqliteOptions, SqliteStore};
 use crate::run::{Command, Status};
 use crate::store::suite::{self, kit, store_suite};
-use crate::store::{Created, DeadLetterStore, NewRun, RunFilter, RunStore, Store, StoreError};
+use crate::store::{
+    Created, DeadLetterStore, DeliveryFilter, EndpointCreated, NewRun, RunFilter, RunStore, Store, StoreError,
+    Transition, WebhookStore,
+};
 
 /// A store in a directory of its own.
 struct Harness {
@@ -368,4 +371,41 @@ async fn an_item_that_fails_takes_back_what_it_counted() {
     assert_tallied(store).await;
     assert_eq!(kit::claim(&**store, 9).await.len(), 1);
     assert_tallied(store).await;
+}
+
+#[tokio::test]
+async fn what_is_undone_and_done_again_takes_the_same_ranks() {
+    let ranks = async |fails: bool| {
+        let harness = Harness::fresh();
+        let store = &harness.store;
+        store.create(new(1)).await.unwrap();
+        let last = store.writes.call(move |_| match fails {
+            true => Err(StoreError::Unavailable("changed my mind".into())),
+            false => Ok(()),
+        });
+        let jobs = async { tokio::join!(store.create(new(2)), store.create(new(3)), last, store.create(new(4))) };
+        let (second, third, last, fourth) = in_one_batch(store, jobs).await;
+        assert_eq!([second, third, fourth].map(Result::unwrap), [const { Created::New }; 3]);
+        assert_eq!(last.is_err(), fails);
+        let ranks = "SELECT group_concat(rank) FROM (SELECT rank FROM runs ORDER BY id)";
+        let ranks = store.reads.call(move |conn| Ok(conn.query_row(ranks, [], |row| row.get::<_, String>(0))?));
+        ranks.await.unwrap()
+    };
+    assert_eq!(ranks(true).await, ranks(false).await);
+}
+
+#[tokio::test]
+async fn an_endpoint_hears_of_what_its_own_transaction_does_behind_it() {
+    let harness = Harness::fresh();
+    let store = &harness.store;
+    for number in [1, 2] {
+        store.create(new(number)).await.unwrap();
+    }
+    let cancel = |number| store.transition(None, kit::id(number), Command::Cancel, kit::now());
+    let made = store.create_endpoint(suite::endpoint(1), None, 9);
+    let (before, made, after) = in_one_batch(store, async { tokio::join!(cancel(1), made, cancel(2)) }).await;
+    assert!(matches!((before, after), (Ok(Transition::Done(_)), Ok(Transition::Done(_)))));
+    assert_eq!(made.unwrap(), EndpointCreated::New);
+    let told = store.deliveries(&kit::tenant(), DeliveryFilter::default(), 9).await.unwrap();
+    assert_eq!(told.iter().map(|delivery| delivery.run).collect::<Vec<_>>(), [Some(kit::id(2))]);
 }

@@ -186,7 +186,7 @@ pub(super) fn write(
         }
         dead_letters::bury_failed(conn, run)?;
     }
-    webhooks::put(conn, run, from, webhooks::recorded(Some(segment)))?;
+    webhooks::put(writer, run, from, webhooks::recorded(Some(segment)))?;
     writer.moved(&run.spec, Some(from), run.status, place.rank);
     Ok(())
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
+use super::create::{keep, used};
 use super::dead_letters;
 use super::rows::run_id;
+use super::writer::Writer;
 use crate::run::{Run, RunId, Segment, Status, Tenant, Timestamp, WebhookEvent};
 use crate::store::spelling::{integer, json, parse, unreadable, unsigned};
 use crate::store::webhooks::DISABLED;
@@ -37,12 +39,15 @@ pub(super) fn recorded(segment: Option<&Segment>) -> Option<Timestamp> {
 }
 
 /// Puts into the outbox what is to be told of a run that was `from` before, changed at `at`.
-pub(super) fn put(conn: &Connection, run: &Run, from: Status, at: Option<Timestamp>) -> Result<(), StoreError> {
+pub(super) fn put(writer: &Writer, run: &Run, from: Status, at: Option<Timestamp>) -> Result<(), StoreError> {
     let Some(event) = WebhookEvent::of(run.status).filter(|_| run.status != from) else { return Ok(()) };
     let spec = &*run.spec;
     let at = at.or(run.finished_at).unwrap_or(spec.created_at);
     let mut insert = Insert { event, tenant: &spec.tenant, run: Some(spec.id), thread: None, data: None, at };
-    insert.for_endpoints(conn, Some(&spec.agent))?;
+    let conn = writer.conn();
+    if writer.has_endpoints()? {
+        insert.for_endpoints(conn, Some(&spec.agent))?;
+    }
     if spec.webhook.as_ref().is_some_and(|webhook| webhook.events.contains(&event)) {
         insert.one(conn, None)?;
     }
@@ -118,25 +123,17 @@ pub(super) fn forget_run(conn: &Connection, id: RunId) -> Result<(), StoreError>
 
 /// Keeps a new endpoint.
 pub(super) fn create(
-    conn: &Connection,
+    writer: &Writer,
     endpoint: &Endpoint,
     key: Option<&IdempotencyKey>,
     most: u64,
 ) -> Result<EndpointCreated, StoreError> {
-    let tenant = endpoint.tenant.as_str();
-    if let Some(key) = key {
-        let found = conn
-            .prepare_cached(
-                "SELECT fingerprint, run_id FROM idempotency WHERE tenant = ? AND route = ? AND key = ? AND kept_at >= ?",
-            )?
-            .query_row(params![tenant, key.route, key.key, key.valid_after.as_millis()], |row| {
-                Ok((row.get::<_, [u8; 32]>(0)?, Uuid::from_bytes(row.get(1)?)))
-            })
-            .optional()?;
-        if let Some((fingerprint, id)) = found {
-            let existing = get(conn, &endpoint.tenant, id)?.filter(|_| fingerprint == key.fingerprint);
-            return Ok(existing.map_or(EndpointCreated::KeyReused, EndpointCreated::Existing));
-        }
+    let (conn, tenant) = (writer.conn(), endpoint.tenant.as_str());
+    if let Some(key) = key
+        && let Some((fingerprint, id)) = used(conn, &endpoint.tenant, key)?
+    {
+        let existing = get(conn, &endpoint.tenant, id)?.filter(|_| fingerprint == key.fingerprint);
+        return Ok(existing.map_or(EndpointCreated::KeyReused, EndpointCreated::Existing));
     }
     let count = "SELECT count(*) FROM webhook_endpoints WHERE tenant = ?";
     let there: i64 = conn.prepare_cached(count)?.query_row([tenant], |row| row.get(0))?;
@@ -159,19 +156,9 @@ pub(super) fn create(
         endpoint.created_at.as_millis()
     ])?;
     if let Some(key) = key {
-        conn.prepare_cached(
-            "INSERT OR REPLACE INTO idempotency (tenant, route, key, fingerprint, run_id, kept_at) \
-             VALUES (?, ?, ?, ?, ?, ?)",
-        )?
-        .execute(params![
-            tenant,
-            key.route,
-            key.key,
-            key.fingerprint,
-            endpoint.id.as_bytes(),
-            endpoint.created_at.as_millis()
-        ])?;
+        keep(conn, &endpoint.tenant, key, endpoint.id, endpoint.created_at)?;
     }
+    writer.endpoint_made();
     Ok(EndpointCreated::New)
 }
 

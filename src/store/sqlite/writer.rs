@@ -4,12 +4,14 @@
 //! copies every page for every item that writes to it. So a batch begins without them; when an item fails the batch is
 //! undone, and done once more without that item, in savepoints.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
+use super::answers::Answers;
 use super::jobs::{Gate, Job, Message};
 use super::shares::{Place, Shares};
 use crate::run::{Run, RunId, Spec, Status, Tenant};
@@ -38,6 +40,8 @@ pub(super) struct Writer {
     shares: Shares,
     /// An item of the current transaction has failed: each has a savepoint.
     cautious: bool,
+    /// Some tenant has a webhook endpoint. Not known until it is asked for in the current transaction.
+    endpoints: Cell<Option<bool>>,
 }
 
 /// What the current transaction changes in memory. It counts once the transaction is committed.
@@ -50,7 +54,16 @@ struct Pending {
 impl Writer {
     /// A writer on `conn`.
     pub(super) fn new(conn: Connection, counts: [u64; 4], orphans: Vec<(RunId, u32)>, shares: Shares) -> Self {
-        Self { conn, committed: counts, pending: Pending::default(), orphans, adopted: 0, shares, cautious: false }
+        Self {
+            conn,
+            committed: counts,
+            pending: Pending::default(),
+            orphans,
+            adopted: 0,
+            shares,
+            cautious: false,
+            endpoints: Cell::new(None),
+        }
     }
 
     /// The connection, within a transaction.
@@ -102,6 +115,21 @@ impl Writer {
         orphan
     }
 
+    /// Some tenant has a webhook endpoint. Looked up once in a transaction, for most have none and all ask.
+    pub(super) fn has_endpoints(&self) -> Result<bool, StoreError> {
+        if let Some(known) = self.endpoints.get() {
+            return Ok(known);
+        }
+        let there = self.conn.prepare_cached("SELECT 1 FROM webhook_endpoints")?.exists([])?;
+        self.endpoints.set(Some(there));
+        Ok(there)
+    }
+
+    /// There is an endpoint now.
+    pub(super) fn endpoint_made(&self) {
+        self.endpoints.set(Some(true));
+    }
+
     fn counts(&self) -> [u64; 4] {
         std::array::from_fn(|at| self.committed[at].saturating_add_signed(self.pending.counts[at]))
     }
@@ -109,6 +137,7 @@ impl Writer {
     fn begin(&mut self) -> Result<(), StoreError> {
         self.pending = Pending::default();
         self.cautious = false;
+        self.endpoints.set(None);
         self.execute("BEGIN IMMEDIATE")
     }
 
@@ -169,10 +198,16 @@ impl Writer {
 }
 
 /// Runs jobs until the gate is closed.
-pub(super) fn run(writer: &mut Writer, work: &Receiver<Message<Writer>>, gate: &Gate<Writer>, counts: &Counts) {
-    let mut jobs = Vec::with_capacity(BATCH);
+pub(super) fn run(
+    writer: &mut Writer,
+    work: &Receiver<Message<Writer>>,
+    gate: &Gate<Writer>,
+    counts: &Counts,
+    answers: &Answers,
+) {
     let mut stopped = false;
     while !stopped && let Ok(Message::Work(first)) = work.recv() {
+        let mut jobs = Vec::new();
         let mut outcome = writer.begin();
         let mut next = Some(first);
         // What arrives while the batch runs still joins it.
@@ -190,8 +225,6 @@ pub(super) fn run(writer: &mut Writer, work: &Receiver<Message<Writer>>, gate: &
         let outcome = writer.end(outcome);
         *counts.lock() = writer.committed;
         gate.finished(jobs.len());
-        for job in jobs.drain(..) {
-            job.answer(outcome.as_ref().err());
-        }
+        answers.give((jobs, outcome.err()));
     }
 }

@@ -20,7 +20,7 @@ fn endpoint_id(number: u128) -> Uuid {
 }
 
 /// An endpoint for all ends of runs.
-fn endpoint(number: u128) -> Endpoint {
+pub(crate) fn endpoint(number: u128) -> Endpoint {
     Endpoint {
         id: endpoint_id(number),
         tenant: tenant(),
