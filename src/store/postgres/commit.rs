@@ -33,7 +33,7 @@ use super::link::{Link, Share};
 use super::rows::{Columns, plain};
 use super::transition::Held;
 use super::webhooks::{News, insert_deliveries};
-use super::{threads, transition};
+use super::{messages, threads, transition};
 use crate::run::{RunId, Status};
 use crate::store::spelling::{integer, json, step_kind_text};
 use crate::store::{Commit, Committed, StoreError};
@@ -176,7 +176,7 @@ pub(super) async fn finish(conn: &Conn, decided: &Decided) -> Result<Committed, 
         cancel_requested: found.cancel_requested,
     };
     let mut refused = owner.refusal(commit);
-    if refused.is_none() && commit.run.status == Status::Completed && threads::has_unread(conn, decided.run()).await? {
+    if refused.is_none() && commit.run.status == Status::Completed && messages::has_unread(conn, decided.run()).await? {
         refused = Some(Committed::SteerWaits);
     }
     if let Some(refused) = refused {

@@ -16,41 +16,23 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use futures_util::future::{try_join, try_join5};
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::conn::{Conn, Params};
 use super::create::Waiting;
 use super::error::Failure;
-use super::rows::{self, Columns, Found as FoundRun, limit, line, plain};
+use super::rows::{self, Found as FoundRun, limit, plain};
+use super::thread_rows::{find, insert, list, read_thread, thread, update};
 use super::timers::{self, Armed};
 use super::transition::{self, Written};
-use super::{PostgresStore, create, webhooks};
+use super::{PostgresStore, create, messages, webhooks};
 use crate::run::{Message, Run, RunId, Status, Tenant, ThreadId, Timer, Timestamp};
-use crate::store::spelling::{self, integer, json, parse, unreadable, words};
+use crate::store::spelling::{integer, json};
 use crate::store::{
     Admission, Admitted, Conversation, Farewell, Followed, HandOff, IdempotencyKey, Moved, NewThread, Patch, Share,
     StoreError, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, TimerKind,
 };
-use crate::thread::{
-    Change, Event, EventKind, FollowUp, Found, HandedOff, Happened, Occasion, Open, Progress, Thread, ThreadMessage,
-};
-
-/// The columns of a thread, in the order in which [`read_thread`] takes them.
-macro_rules! thread {
-    () => {
-        "SELECT id, tenant, metadata, state, created_at, active_at, handed_at, handed_reason, handed_by, holder, \
-         dropping, turns, last_message, last_event, follow_up_due, follow_up_timer, follow_up_agent, rule, sent, \
-         timers_armed FROM runcast_threads"
-    };
-}
-
-/// The columns of a message, in the order in which [`read_message`] takes them.
-macro_rules! message {
-    () => {
-        "SELECT id, seq, role, content, run_id, turn, unread, after_step, at FROM runcast_messages"
-    };
-}
+use crate::thread::{Change, Event, FollowUp, Found, Occasion, Open, Thread, ThreadMessage};
 
 /// The open runs of thread `$1`, in the order in which rows are locked.
 macro_rules! open {
@@ -72,8 +54,6 @@ const LOCK_OPEN: &str = concat!(
 );
 
 const LOAD_OPEN: &str = rows::load!(open!());
-
-const GET: &str = concat!(thread!(), " WHERE id = $1");
 
 /// An admission or a creation finds its key taken at the last moment at most so often.
 const TRIES: usize = 3;
@@ -169,12 +149,6 @@ pub(super) async fn follow(
     Ok(Some(Followed { changed: change.changed, armed }))
 }
 
-/// Messages wait that the run has not looked at.
-pub(super) async fn has_unread(conn: &Conn, id: RunId) -> Result<bool, Failure> {
-    let sql = "SELECT 1 FROM runcast_messages WHERE run_id = $1 AND unread LIMIT 1";
-    Ok(!conn.query(sql, &[id.as_uuid()]).await?.is_empty())
-}
-
 /// The keys of messages point to them; those of other admissions point to runs.
 fn points_to_message(occasion: &Occasion) -> bool {
     matches!(occasion, Occasion::Message { .. })
@@ -243,8 +217,7 @@ async fn admit(
 
 async fn existing(conn: &Conn, message: bool, id: Uuid) -> Result<Admitted, Failure> {
     let (message, run) = if message {
-        let rows = conn.query(concat!(message!(), " WHERE id = $1"), &[&id]).await?;
-        let message = rows.first().map(read_message).transpose()?;
+        let message = messages::find(conn, id).await?;
         let run = message.as_ref().and_then(|message| message.run);
         (message, run)
     } else {
@@ -333,7 +306,7 @@ async fn write(conn: &Conn, was: &Thread, change: &Change, before: &[Before], sh
         create::insert(conn, &created.run, &created.segment, share).await?;
     }
     if !change.messages.is_empty() {
-        insert_messages(conn, change.thread.id, &change.messages).await?;
+        messages::insert(conn, change.thread.id, &change.messages).await?;
     }
     if let Some((from, to)) = change.taken_over {
         let sql = "UPDATE runcast_messages SET run_id = $1, turn = NULL WHERE run_id = $2 AND role <> 'assistant'";
@@ -356,25 +329,6 @@ async fn write(conn: &Conn, was: &Thread, change: &Change, before: &[Before], sh
     Ok(())
 }
 
-async fn insert_messages(conn: &Conn, thread: ThreadId, messages: &[ThreadMessage]) -> Result<(), Failure> {
-    let sql = "INSERT INTO runcast_messages (thread_id, seq, id, role, content, run_id, turn, unread, after_step, at) \
-         SELECT $1, * FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::bigint[], \
-         $8::bool[], $9::bigint[], $10::bigint[])";
-    let seqs: Vec<_> = messages.iter().map(|message| integer(message.seq)).collect();
-    let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
-    let words: Vec<_> = messages.iter().map(|message| words(&message.message)).collect::<Result<_, _>>()?;
-    let roles: Vec<_> = words.iter().map(|(role, _)| *role).collect();
-    let contents: Vec<_> = words.iter().map(|(_, content)| plain(content)).collect();
-    let runs: Vec<_> = messages.iter().map(|message| message.run.map(|run| *run.as_uuid())).collect();
-    let turns: Vec<_> = messages.iter().map(|message| message.turn.map(integer)).collect();
-    let unread: Vec<_> = messages.iter().map(|message| message.unread).collect();
-    let steps: Vec<_> = messages.iter().map(|message| message.after_step.map(i64::from)).collect();
-    let times: Vec<_> = messages.iter().map(|message| message.at.as_millis()).collect();
-    let params: Params<'_> =
-        &[thread.as_uuid(), &seqs, &ids, &roles, &contents, &runs, &turns, &unread, &steps, &times];
-    conn.execute(sql, params).await.map(drop)
-}
-
 /// The follow-up timer of a thread.
 fn armed(thread: &Thread) -> Option<TimerKey> {
     let Timer { due, id } = thread.follow_up.as_ref()?.timer;
@@ -393,96 +347,6 @@ async fn rearm(conn: &Conn, was: &Thread, thread: &Thread) -> Result<(), Failure
         timers::insert(conn, timer).await?;
     }
     Ok(())
-}
-
-/// The columns of a thread that change.
-struct State {
-    metadata: String,
-    state: String,
-    active_at: i64,
-    handed_at: Option<i64>,
-    handed_reason: Option<String>,
-    handed_by: Option<Uuid>,
-    holder: Option<Uuid>,
-    dropping: bool,
-    numbers: [i64; 6],
-    follow_up: (Option<i64>, Option<i64>, Option<String>),
-}
-
-impl State {
-    fn of(thread: &Thread) -> Result<Self, StoreError> {
-        let (handed, follow_up) = (thread.handed_off.as_ref(), thread.follow_up.as_ref());
-        Ok(Self {
-            metadata: rows::metadata(&thread.metadata)?,
-            state: json(&thread.state)?,
-            active_at: thread.active_at.as_millis(),
-            handed_at: handed.map(|handed| handed.at.as_millis()),
-            handed_reason: handed.map(|handed| plain(&handed.reason).into_owned()),
-            handed_by: handed.and_then(|handed| handed.by).map(|run| *run.as_uuid()),
-            holder: thread.holder.map(|run| *run.as_uuid()),
-            dropping: thread.dropping,
-            numbers: [
-                integer(thread.turns),
-                integer(thread.last_message),
-                integer(thread.last_event),
-                thread.progress.rule.into(),
-                thread.progress.sent.into(),
-                integer(thread.timers_armed),
-            ],
-            follow_up: (
-                follow_up.map(|follow_up| follow_up.timer.due.as_millis()),
-                follow_up.map(|follow_up| integer(follow_up.timer.id)),
-                follow_up.map(|follow_up| plain(&follow_up.agent).into_owned()),
-            ),
-        })
-    }
-
-    /// Parameters 2 to 18, behind the id.
-    fn params<'a>(&'a self, id: &'a Uuid) -> Vec<&'a (dyn ToSql + Sync)> {
-        let [turns, last_message, last_event, rule, sent, timers_armed] = &self.numbers;
-        let (due, timer, agent) = &self.follow_up;
-        vec![
-            id,
-            &self.metadata,
-            &self.state,
-            &self.active_at,
-            &self.handed_at,
-            &self.handed_reason,
-            &self.handed_by,
-            &self.holder,
-            &self.dropping,
-            turns,
-            last_message,
-            last_event,
-            due,
-            timer,
-            agent,
-            rule,
-            sent,
-            timers_armed,
-        ]
-    }
-}
-
-async fn update(conn: &Conn, thread: &Thread) -> Result<(), Failure> {
-    let sql = "UPDATE runcast_threads SET metadata = $2, state = $3, active_at = $4, handed_at = $5, \
-         handed_reason = $6, handed_by = $7, holder = $8, dropping = $9, turns = $10, last_message = $11, \
-         last_event = $12, follow_up_due = $13, follow_up_timer = $14, follow_up_agent = $15, rule = $16, sent = $17, \
-         timers_armed = $18 WHERE id = $1";
-    conn.execute(sql, &State::of(thread)?.params(thread.id.as_uuid())).await.map(drop)
-}
-
-/// Whether it is new.
-async fn insert(conn: &Conn, thread: &Thread) -> Result<bool, Failure> {
-    let sql = "INSERT INTO runcast_threads (id, metadata, state, active_at, handed_at, handed_reason, handed_by, \
-         holder, dropping, turns, last_message, last_event, follow_up_due, follow_up_timer, follow_up_agent, rule, \
-         sent, timers_armed, tenant, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-         $15, $16, $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING";
-    let (state, tenant, created) = (State::of(thread)?, plain(thread.tenant.as_str()), thread.created_at.as_millis());
-    let mut params = state.params(thread.id.as_uuid());
-    params.push(&tenant);
-    params.push(&created);
-    Ok(conn.execute(sql, &params).await? > 0)
 }
 
 /// Creates a thread. `None`: its key or its id was taken meanwhile, and nothing has happened.
@@ -513,29 +377,6 @@ async fn create(conn: &Conn, thread: &Thread, key: Option<&IdempotencyKey>) -> R
     }
     end(conn).await?;
     Ok(Some(ThreadCreated::New))
-}
-
-async fn find(conn: &Conn, id: ThreadId) -> Result<Option<Thread>, Failure> {
-    Ok(conn.query(GET, &[id.as_uuid()]).await?.first().map(read_thread).transpose()?)
-}
-
-/// The tenant's threads, youngest first.
-async fn list(
-    conn: &Conn,
-    tenant: &Tenant,
-    before: Option<ThreadId>,
-    metadata: &BTreeMap<String, String>,
-    most: usize,
-) -> Result<Vec<Thread>, Failure> {
-    const LIST: &str = concat!(
-        thread!(),
-        " WHERE tenant = $1 AND id < $2 AND (cardinality($3::text[]) = 0 \
-         OR (SELECT bool_and(strpos(metadata, label) > 0) FROM unnest($3::text[]) label)) ORDER BY id DESC LIMIT $4"
-    );
-    let before = before.map_or(Uuid::max(), |before| *before.as_uuid());
-    let labels: Vec<String> = metadata.iter().map(|(key, value)| line(key, value)).collect::<Result<_, _>>()?;
-    let rows = conn.query(LIST, &[&plain(tenant.as_str()), &before, &labels, &limit(most)]).await?;
-    Ok(rows.iter().map(read_thread).collect::<Result<_, _>>()?)
 }
 
 /// Changes what belongs to the caller.
@@ -613,122 +454,6 @@ async fn delete_idle(conn: &Conn, before: Timestamp, most: usize) -> Result<Vec<
     Ok(removed)
 }
 
-/// Messages after number `after`, oldest first.
-async fn messages(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<Vec<ThreadMessage>, Failure> {
-    let sql = concat!(message!(), " WHERE thread_id = $1 AND seq > $2 ORDER BY seq LIMIT $3");
-    let rows = conn.query(sql, &[id.as_uuid(), &integer(after), &limit(most)]).await?;
-    Ok(rows.iter().map(read_message).collect::<Result<_, _>>()?)
-}
-
-/// What the agent of run `id` is shown. No snapshot is needed: the turns before the run's do not change any more, and
-/// what it has looked at is its own doing.
-async fn conversation(conn: &Conn, id: RunId, max_messages: usize, max_bytes: usize) -> Result<Conversation, Failure> {
-    let mut conversation = Conversation::default();
-    // Whoever asks has the thread: the turn is its own.
-    let turn = "SELECT t.id, t.turns FROM runcast_runs r JOIN runcast_threads t ON t.id = r.thread_id \
-         WHERE r.id = $1 AND t.holder = r.id";
-    let rows = conn.query(turn, &[id.as_uuid()]).await?;
-    let Some(row) = rows.first() else { return Ok(conversation) };
-    let (thread, turn): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
-    let history = "SELECT role, content FROM runcast_messages WHERE thread_id = $1 AND turn < $2 \
-         ORDER BY turn DESC, seq DESC LIMIT $3";
-    let mut bytes = 0;
-    for row in conn.query(history, &[&thread, &turn, &limit(max_messages)]).await? {
-        let message = read_words(&mut Columns::of(&row))?;
-        bytes += message.content.weight();
-        if bytes > max_bytes && !conversation.history.is_empty() {
-            break;
-        }
-        conversation.history.push(message);
-    }
-    conversation.history.reverse();
-    let steers = "SELECT after_step, role, content FROM runcast_messages \
-         WHERE run_id = $1 AND after_step IS NOT NULL ORDER BY seq";
-    for row in conn.query(steers, &[id.as_uuid()]).await? {
-        let mut columns = Columns::of(&row);
-        conversation.steers.push((columns.small("after_step")?, read_words(&mut columns)?));
-    }
-    Ok(conversation)
-}
-
-/// The messages that the run has not looked at: now it has.
-async fn take_steers(conn: &Conn, id: RunId, attempt: u32, after_step: u32) -> Result<Vec<Message>, Failure> {
-    const TAKE: &str = "WITH owned AS MATERIALIZED (SELECT id FROM runcast_runs \
-         WHERE id = $1 AND attempt = $2 AND status = $3 FOR UPDATE), \
-         taken AS (UPDATE runcast_messages SET unread = false, after_step = $4 \
-         WHERE run_id = $1 AND unread AND EXISTS (SELECT FROM owned) RETURNING seq, role, content) \
-         SELECT role, content FROM taken ORDER BY seq";
-    let (attempt, after_step) = (i64::from(attempt), i64::from(after_step));
-    let rows = conn.query(TAKE, &[id.as_uuid(), &attempt, &Status::Running.as_str(), &after_step]).await?;
-    let messages = rows.iter().map(|row| read_words(&mut Columns::of(row)));
-    Ok(messages.collect::<Result<_, _>>()?)
-}
-
-/// The thread's own log after entry `after`.
-async fn events(conn: &Conn, id: ThreadId, after: u64, most: usize) -> Result<Vec<Event>, Failure> {
-    let sql = "SELECT seq, at, kind, run_id, text FROM runcast_thread_events WHERE thread_id = $1 AND seq > $2 \
-         ORDER BY seq LIMIT $3";
-    let rows = conn.query(sql, &[id.as_uuid(), &integer(after), &limit(most)]).await?;
-    Ok(rows.iter().map(read_event).collect::<Result<_, _>>()?)
-}
-
-fn read_event(row: &Row) -> Result<Event, StoreError> {
-    let mut columns = Columns::of(row);
-    let (seq, at) = (columns.number()?, columns.time()?);
-    let kind = columns.text(EventKind::parse)?;
-    let (run, text) = (columns.optional_id()?, columns.take()?);
-    let happened = Happened::from_parts(kind, run, text);
-    let happened = happened.ok_or_else(|| unreadable("the log of a thread", format_args!("{:?}", kind.as_str())))?;
-    Ok(Event { seq, at, happened })
-}
-
-fn read_thread(row: &Row) -> Result<Thread, StoreError> {
-    let mut columns = Columns::of(row);
-    let id = ThreadId::from_uuid(columns.take()?);
-    let tenant = columns.text(|text| Some(Tenant::new(text)))?;
-    let (metadata, state) = (parse(columns.take()?)?, parse(columns.take()?)?);
-    let (created_at, active_at) = (columns.time()?, columns.time()?);
-    let (handed_at, reason, by) = (columns.optional_time()?, columns.take()?, columns.optional_id()?);
-    let handed_off = handed_at.zip(reason).map(|(at, reason)| HandedOff { at, reason, by });
-    let (holder, dropping) = (columns.optional_id()?, columns.take()?);
-    let (turns, last_message, last_event) = (columns.number()?, columns.number()?, columns.number()?);
-    let (due, timer, agent) = (columns.optional_time()?, columns.optional_number()?, columns.take()?);
-    let timer = due.zip(timer).map(|(due, id)| Timer { due, id });
-    let follow_up = timer.zip(agent).map(|(timer, agent)| FollowUp { timer, agent });
-    let progress = Progress { rule: columns.small("rule")?, sent: columns.small("sent")? };
-    let timers_armed = columns.number()?;
-    Ok(Thread {
-        id,
-        tenant,
-        metadata,
-        state,
-        created_at,
-        active_at,
-        handed_off,
-        holder,
-        dropping,
-        turns,
-        last_message,
-        last_event,
-        follow_up,
-        progress,
-        timers_armed,
-    })
-}
-
-fn read_message(row: &Row) -> Result<ThreadMessage, StoreError> {
-    let mut columns = Columns::of(row);
-    let (id, seq) = (columns.take()?, columns.number()?);
-    let message = read_words(&mut columns)?;
-    let (run, turn, unread) = (columns.optional_id()?, columns.optional_number()?, columns.take()?);
-    let after_step = columns.optional_number()?.map(|step| u32::try_from(step).unwrap_or(u32::MAX));
-    Ok(ThreadMessage { id, seq, message, run, turn, unread, after_step, at: columns.time()? })
-}
-
-fn read_words(columns: &mut Columns<'_>) -> Result<Message, StoreError> {
-    spelling::message(columns.take()?, columns.take()?)
-}
-
 fn taken_again(what: &str) -> StoreError {
     StoreError::Unavailable(format!("the key or the id of {what} changes hands"))
 }
@@ -801,7 +526,7 @@ impl ThreadStore for PostgresStore {
     }
 
     async fn messages(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<ThreadMessage>, StoreError> {
-        self.run(|conn| async move { messages(&conn, id, after, limit).await }).await
+        self.run(|conn| async move { messages::read(&conn, id, after, limit).await }).await
     }
 
     async fn conversation(
@@ -810,14 +535,14 @@ impl ThreadStore for PostgresStore {
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Conversation, StoreError> {
-        self.run(|conn| async move { conversation(&conn, run, max_messages, max_bytes).await }).await
+        self.run(|conn| async move { messages::conversation(&conn, run, max_messages, max_bytes).await }).await
     }
 
     async fn take_steers(&self, run: RunId, attempt: u32, after_step: u32) -> Result<Vec<Message>, StoreError> {
-        self.run(|conn| async move { take_steers(&conn, run, attempt, after_step).await }).await
+        self.run(|conn| async move { messages::take_steers(&conn, run, attempt, after_step).await }).await
     }
 
     async fn thread_log(&self, id: ThreadId, after: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
-        self.run(|conn| async move { events(&conn, id, after, limit).await }).await
+        self.run(|conn| async move { messages::events(&conn, id, after, limit).await }).await
     }
 }

@@ -1,8 +1,8 @@
 //! The SQLite adapter: one file, one process.
 //!
-//! One thread writes, by group commit: whatever waits shares a transaction. A few threads read, and one copies the log
-//! to the file. Nothing here runs on the caller's threads but the encoding of what goes in and the parsing of what comes
-//! out.
+//! One thread writes, by group commit: whatever waits shares a transaction; another answers when many have waited. A
+//! few threads read, and one copies the log to the file. Nothing here runs on the caller's threads but the encoding of
+//! what goes in and the parsing of what comes out.
 
 mod answers;
 mod checkpoint;
