@@ -22,10 +22,12 @@ mod backend;
 #[doc(hidden)]
 pub mod cases;
 mod harness;
+mod log;
 mod proxy;
 
 pub use backend::{Backend, Missing};
 pub use harness::{DEADLINE, GRANULARITY, Outcome, Time, run};
+pub use log::Log;
 pub use proxy::Proxy;
 
 /// Expands to one `#[test]` a case.

@@ -5,13 +5,12 @@ use std::time::Duration;
 use lapin::options::QueueDeleteOptions;
 use runcast_broker::{Announcement, Broker, Depth, ErrorKind};
 use runcast_broker_amqp::AmqpOptions;
+use runcast_broker_conformance::{Log, Proxy};
 use tokio::time::{Instant, timeout};
 
-use crate::logs::Log;
 use crate::steps::{
     alone, connect, consume, depth, depth_becomes, eventually, name, once_back, publish, shared, soon, take, text,
 };
-use runcast_broker_conformance::Proxy;
 
 #[tokio::test]
 async fn a_broker_starts_without_its_server_and_finds_it_later_and_logs_it_once() {

@@ -6,7 +6,6 @@ mod bounds;
 mod conformance;
 mod faults;
 mod ingest;
-mod logs;
 mod security;
 mod server;
 mod steps;

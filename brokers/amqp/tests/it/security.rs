@@ -6,12 +6,12 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use runcast_broker::{Announcement, Broker, BrokerError, Depth, ErrorKind};
 use runcast_broker_amqp::{AmqpBroker, AmqpOptions, AmqpTls};
+use runcast_broker_conformance::Log;
 use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::logs::Log;
 use crate::server::Certificates;
 use crate::steps::{
     Space, alone, authority, connect, consume, depth_becomes, eventually, name, once_back, publish, shared, soon, take,

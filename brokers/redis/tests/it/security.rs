@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use runcast_broker::{Announcement, Broker, BrokerError, Depth, ErrorKind};
+use runcast_broker_conformance::Log;
 use runcast_broker_redis::{RedisBroker, RedisOptions, RedisTls};
 use tempfile::TempDir;
 
-use crate::logs::Log;
 use crate::server::{Server, consume, depth, eventually, name, once_back, publish, soon, take, text};
 
 const SECRET: &str = "hush/hush";

@@ -7,17 +7,14 @@ mod security;
 mod server;
 mod tables;
 
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
+use runcast_broker_conformance::Log;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
-use tracing::Dispatch;
-use tracing::subscriber::DefaultGuard;
 
 use self::server::Postgres;
 use super::{PostgresOptions, PostgresStore};
@@ -140,43 +137,4 @@ async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
 /// Waits until the store can be used.
 async fn up(store: &PostgresStore) {
     eventually("the store is up", async || store.health().await.is_ok()).await;
-}
-
-/// Gathers the log of this thread until the guard is dropped.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn gather(&self) -> DefaultGuard {
-        // As long as there is only one subscriber, the first thread that comes to an event decides by its own whether
-        // anyone ever wants to hear of it.
-        static SECOND: OnceLock<Dispatch> = OnceLock::new();
-        SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish()));
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_max_level(tracing::Level::TRACE)
-            .with_writer(move || log.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().clone()).unwrap()
-    }
-
-    fn count(&self, what: &str) -> usize {
-        self.text().matches(what).count()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
