@@ -28,7 +28,7 @@ mod proxy;
 pub use backend::{Backend, Missing};
 pub use harness::{DEADLINE, GRANULARITY, Outcome, Time, run};
 pub use log::Log;
-pub use proxy::Proxy;
+pub use proxy::{Mode, Proxy};
 
 /// Expands to one `#[test]` a case.
 ///

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use runcast_broker_conformance::Mode;
 use serde_json::json;
 
-use super::proxy::Mode;
 use super::{Cluster, Kind, LEASE, SWEEP, on_both_brokers};
 use crate::harness::{assert_promise, eventually};
 

@@ -6,7 +6,6 @@
 mod chaos;
 mod faults;
 mod load;
-mod proxy;
 mod roles;
 mod schedules;
 mod services;

@@ -2,9 +2,9 @@
 
 use runcast_broker::{Broker, Name};
 use runcast_broker_amqp::{AmqpBroker, AmqpOptions};
+use runcast_broker_conformance::Proxy;
 use runcast_broker_redis::{RedisBroker, RedisOptions};
 
-use super::proxy::Proxy;
 use crate::servers::postgres::Postgres;
 use crate::servers::rabbitmq;
 use crate::servers::redis::Redis;

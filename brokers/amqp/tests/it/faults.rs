@@ -99,7 +99,7 @@ async fn a_stalled_server_fails_calls_in_time_and_is_found_again() {
 async fn connections_that_went_silent_are_replaced() {
     const LIMIT: Duration = Duration::from_secs(1);
     let Some(space) = shared().await else { return };
-    let proxy = Proxy::start(space.server.port).await;
+    let proxy = Proxy::before(space.server.port).await;
     let options = space.options_at(&format!("amqp://127.0.0.1:{}", proxy.port));
     let options = AmqpOptions { command_timeout: LIMIT, heartbeat: Duration::from_secs(1), ..options };
     let (broker, queue, topic) = (connect(options).await, name("queue"), name("topic"));
@@ -119,7 +119,7 @@ async fn connections_that_went_silent_are_replaced() {
 async fn closing_is_quick_while_the_server_stalls() {
     const LIMIT: Duration = Duration::from_secs(1);
     let Some(space) = shared().await else { return };
-    let proxy = Proxy::start(space.server.port).await;
+    let proxy = Proxy::before(space.server.port).await;
     let options = space.options_at(&format!("amqp://127.0.0.1:{}", proxy.port));
     let (broker, queue) = (connect(AmqpOptions { command_timeout: LIMIT, ..options }).await, name("queue"));
     once_back("publish", async || broker.publish(&queue, text("1")).await).await;

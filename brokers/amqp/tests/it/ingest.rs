@@ -151,7 +151,7 @@ async fn a_queue_of_another_type_is_taken_as_it_is_and_what_is_dropped_comes_aga
 #[tokio::test]
 async fn a_connection_that_goes_silent_and_a_server_that_is_killed_lose_nothing() {
     let Some(server) = Server::start(None).await else { return };
-    let proxy = Proxy::start(server.port).await;
+    let proxy = Proxy::before(server.port).await;
     let options = AmqpOptions {
         heartbeat: Duration::from_secs(1),
         ..AmqpOptions::new(format!("amqp://127.0.0.1:{}", proxy.port).parse().unwrap())

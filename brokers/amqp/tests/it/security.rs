@@ -6,11 +6,8 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use runcast_broker::{Announcement, Broker, BrokerError, Depth, ErrorKind};
 use runcast_broker_amqp::{AmqpBroker, AmqpOptions, AmqpTls};
-use runcast_broker_conformance::Log;
+use runcast_broker_conformance::{Log, Mode, Proxy};
 use tempfile::TempDir;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use crate::server::Certificates;
 use crate::steps::{
@@ -172,25 +169,14 @@ async fn a_client_certificate_is_shown_where_one_is_asked_for() {
 #[tokio::test]
 async fn a_reason_that_is_seen_late_reaches_those_who_wait() {
     let Some(space) = shared().await else { return };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (port, server) = (listener.local_addr().unwrap().port(), space.server.port);
-    let (lets_in, closed) = watch::channel(false);
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            if *closed.borrow() {
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                    drop(copy_bidirectional(&mut socket, &mut server).await);
-                });
-            }
-        }
-    });
+    let proxy = Proxy::before(space.server.port).await;
+    proxy.set(Mode::Refuse);
     let log = Log::default();
     let gathers = log.gather();
-    let broker = connect(space.options_at(&format!("amqp://nobody:wrong@127.0.0.1:{port}"))).await;
+    let broker = connect(space.options_at(&format!("amqp://nobody:wrong@127.0.0.1:{}", proxy.port))).await;
     let mut consumer = consume(&broker, &[&name("queue")], 1).await;
     eventually("it has met a server that hangs up", async || log.text().contains("a consumer is interrupted")).await;
-    lets_in.send_replace(true);
+    proxy.set(Mode::Pass);
     assert_eq!(soon("a refusal", consumer.next()).await.unwrap_err().kind(), ErrorKind::Misconfigured);
     drop(gathers);
 }

@@ -107,7 +107,7 @@ async fn once_back_ack(delivery: runcast_broker::Delivery) {
 async fn connections_that_went_silent_are_replaced() {
     const LIMIT: Duration = Duration::from_millis(300);
     let Some(server) = Server::start(&[]).await else { return };
-    let proxy = Proxy::start(server.port).await;
+    let proxy = Proxy::before(server.port).await;
     let url = format!("redis://127.0.0.1:{}", proxy.port).parse().unwrap();
     let options = RedisOptions { url, command_timeout: LIMIT, ..server.options() };
     let (broker, queue, topic) = (RedisBroker::connect(options).await.unwrap(), name("queue"), name("topic"));

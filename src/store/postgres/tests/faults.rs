@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use runcast_broker_conformance::Proxy;
 use tokio::sync::watch;
 
 use super::server::Postgres;
@@ -140,41 +139,11 @@ async fn a_server_that_stands_still_hangs_nobody() {
     kit::create(&store, kit::spec(1)).await;
 }
 
-/// A line that can go silent without being cut.
-struct Proxy {
-    port: u16,
-    /// How often the line went silent. A connection passes bytes only until the next time.
-    silences: watch::Sender<u32>,
-}
-
-impl Proxy {
-    async fn start(server: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (silences, silent) = watch::channel(0);
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut silent = silent.clone();
-                silent.mark_unchanged();
-                tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                        // both ends stay open for ever
-                        Ok(()) = silent.changed() => std::future::pending().await,
-                    }
-                });
-            }
-        });
-        Self { port, silences }
-    }
-}
-
 #[tokio::test]
 async fn connections_that_went_silent_cost_one_time_limit_together() {
     let Some(place) = Place::fresh().await else { return };
     let server = super::shared().await.unwrap();
-    let proxy = Proxy::start(server.port).await;
+    let proxy = Proxy::before(server.port).await;
     let url = place.url.replace(&format!(":{}/", server.port), &format!(":{}/", proxy.port));
     // Long enough to open all connections at once.
     let limit = LIMIT * 4;
@@ -184,7 +153,7 @@ async fn connections_that_went_silent_cost_one_time_limit_together() {
     // All of them are open.
     let checks = || futures_util::future::join_all((0..6).map(|_| store.health()));
     assert!(checks().await.iter().all(Result::is_ok));
-    proxy.silences.send_modify(|silences| *silences += 1);
+    proxy.silence();
     let begun = Instant::now();
     assert!(store.health().await.is_err());
     up(&store).await;
