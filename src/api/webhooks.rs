@@ -229,7 +229,7 @@ pub(super) async fn patch(request: HttpRequest, id: Path<String>, payload: Paylo
     Query::of(&request).end("none")?;
     let (body, _) = json::<PatchEndpointBody>(&request, payload, state.settings.max_body).await?;
     let PatchEndpointBody { url, events, agent, enabled } = body;
-    let patch = EndpointPatch { url, events, agent, enabled };
+    let patch = EndpointPatch { url, events, agent, enabled, still_at: None };
     let endpoint = engine.patch_endpoint(&caller(&request), uuid(&id)?, patch).await?;
     Ok(HttpResponse::Ok().json(EndpointObject::new(endpoint, None)))
 }

@@ -305,7 +305,9 @@ async fn send(node: Arc<Node>, due: Due, permit: OwnedSemaphorePermit) {
     }
     if let (true, Some(endpoint)) = (gone, due.delivery.endpoint) {
         tracing::warn!(%endpoint, "a webhook endpoint has answered 410 Gone: it is disabled");
-        let patch = EndpointPatch { enabled: Some(false), ..EndpointPatch::default() };
+        // Not if somebody has sent it elsewhere meanwhile.
+        let still_at = due.endpoint.map(|endpoint| endpoint.url);
+        let patch = EndpointPatch { enabled: Some(false), still_at, ..EndpointPatch::default() };
         let now = node.clock.now();
         if let Err(error) = node.store.patch_endpoint(&due.delivery.tenant, endpoint, patch, now).await {
             // The next delivery says so again.
@@ -486,7 +488,8 @@ impl Engine {
         key: Option<Key>,
     ) -> Result<(Endpoint, bool), WebhookError> {
         let EndpointWish { url, events, agent, enabled } = wish;
-        let mut checked = EndpointPatch { url: Some(url), events: Some(events), agent: Some(agent), enabled: None };
+        let (url, events, agent) = (Some(url), Some(events), Some(agent));
+        let mut checked = EndpointPatch { url, events, agent, ..EndpointPatch::default() };
         self.check_endpoint(&mut checked)?;
         self.node.webhooks.parts.keys.get()?;
         let now = self.now();

@@ -10,7 +10,7 @@ use crate::run::{RunId, Timestamp};
 #[async_trait]
 pub trait RetentionStore: Send + Sync + 'static {
     /// Removes runs that ended before `before`, oldest first, with all that belongs to them: logs, steps, results,
-    /// idempotency keys, dead letters. At most `limit`, and fewer if that takes long; returns which. None are left
+    /// idempotency keys, deliveries, dead letters. One that a webhook is still to tell of stays. At most `limit`, and fewer if that takes long; returns which. None are left
     /// when none were removed.
     async fn remove_finished(&self, before: Timestamp, limit: usize) -> Result<Vec<RunId>, StoreError>;
 }

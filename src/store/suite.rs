@@ -142,6 +142,7 @@ macro_rules! store_suite {
             a_run_that_was_recovered_for_the_last_time_is_told
             only_who_wants_the_news_is_told_them
             news_of_a_thread_are_told_with_their_data
+            what_is_old_is_removed_once_it_is_told_with_its_deliveries_and_letters
             a_delivery_is_its_claims_until_the_lease_ends
             a_delivery_that_failed_is_due_again_after_its_wait
             a_delivery_that_is_given_up_leaves_a_letter_and_can_be_sent_again

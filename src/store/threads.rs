@@ -36,7 +36,8 @@ pub trait ThreadStore: Send + Sync + 'static {
     async fn delete_thread(&self, tenant: &Tenant, id: ThreadId) -> Result<ThreadDeleted, StoreError>;
 
     /// Removes up to `limit` threads in which nothing has happened since `before`, nothing is going on and nothing is
-    /// to come. Returns which.
+    /// to come or to be told by a webhook; fewer if that takes long. Returns which. None are left when none were
+    /// removed.
     async fn delete_idle_threads(&self, before: Timestamp, limit: usize) -> Result<Vec<ThreadId>, StoreError>;
 
     /// Something comes into the thread, by [`Found::admit`](crate::thread::Found::admit).

@@ -31,6 +31,7 @@ pub trait WebhookStore: Send + Sync + 'static {
     async fn endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<Option<Endpoint>, StoreError>;
 
     /// Changes an endpoint; returns it as it is now. What waits for one that is disabled is not delivered any more.
+    /// As many of these as can be given up in a moment are given up at once, the others when they are due.
     async fn patch_endpoint(
         &self,
         tenant: &Tenant,
@@ -42,7 +43,8 @@ pub trait WebhookStore: Send + Sync + 'static {
     /// Raises the version of an endpoint's secret; returns it as it is now.
     async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError>;
 
-    /// Removes an endpoint with its deliveries and their dead letters; whether there was one.
+    /// Removes an endpoint with its deliveries and their dead letters; whether there was one. As many of these as can
+    /// be removed in a moment go at once, the others with [`Self::forget_deliveries`].
     async fn delete_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError>;
 
     /// Claims up to `limit` deliveries that are due, earliest first. Nobody else gets them for `lease`; those of a
@@ -65,7 +67,7 @@ pub trait WebhookStore: Send + Sync + 'static {
     /// not ended stays as it is.
     async fn redeliver(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Redelivered, StoreError>;
 
-    /// Removes deliveries that ended before `before`, at most `limit`; returns how many.
+    /// Removes deliveries that ended before `before`, with their dead letters, at most `limit`; returns how many.
     async fn forget_deliveries(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError>;
 
     /// Puts news of a thread into the outbox, in a transaction of their own. What changes a thread calls the
@@ -120,6 +122,8 @@ pub struct EndpointPatch {
     pub agent: Option<Option<String>>,
     /// Whether it gets anything.
     pub enabled: Option<bool>,
+    /// Changes nothing unless its URL is still this one.
+    pub still_at: Option<String>,
 }
 
 /// How a delivery stands.
@@ -293,6 +297,9 @@ impl ThreadNews {
         Some(Self { tenant, thread, event, data: data.to_string(), at: entry.at })
     }
 }
+
+/// How many deliveries are given up or removed at once with their endpoint. Those beyond are given up when they are due.
+pub(crate) const AT_ONCE: u64 = 1_000;
 
 /// Why a delivery to an endpoint that is disabled, or was deleted just now, is given up.
 pub(crate) const DISABLED: &str = "the endpoint is disabled";

@@ -276,6 +276,26 @@ async fn who_merely_waits_for_a_run_does_not_count_as_its_viewer() {
 }
 
 #[tokio::test]
+async fn who_is_not_let_in_leaves_no_run_unwatched() {
+    let node = Node::start(
+        "feed.disconnect_grace = \"0s\"\n[tenants.acme]\napi_keys = [\"the-key-of-the-tenant-acme\"]\n\
+         [tenants.other]\napi_keys = [\"the-key-of-the-tenant-other\"]\n",
+    )
+    .await;
+    let mut body = talking(40, 10);
+    body["on_disconnect"] = json!("cancel");
+    let (acme, other) = ("the-key-of-the-tenant-acme", "the-key-of-the-tenant-other");
+    let created = node.send(node.request(Method::POST, "/v1/runs").bearer_auth(acme).json(&body)).await.json();
+    let run = format!("/v1/runs/{}", created["id"].as_str().unwrap());
+    for (key, after, refused) in [(other, "0", 404), (acme, "1000000", 400)] {
+        let request = node.request(Method::GET, &format!("{run}/stream")).bearer_auth(key);
+        assert_eq!(node.send(request.header("last-event-id", after)).await.status, refused);
+    }
+    let ended = node.send(node.request(Method::GET, &format!("{run}/wait")).bearer_auth(acme)).await.json();
+    assert_eq!(ended["status"], "completed");
+}
+
+#[tokio::test]
 async fn a_viewer_that_comes_back_within_the_grace_keeps_its_run() {
     let node = Node::start("feed.disconnect_grace = \"1s\"").await;
     let mut body = talking(40, 40);

@@ -436,12 +436,16 @@ impl RunLog {
         }
     }
 
-    /// A reader comes, who watches or merely waits; the answer is its slot.
-    pub(super) fn enter(&self, watches: bool) -> usize {
+    /// A reader comes, who merely waits; the answer is its slot.
+    pub(super) fn enter(&self) -> usize {
         let mut inner = self.inner.lock();
         inner.readers += 1;
-        inner.viewers += usize::from(watches);
         inner.wakers.insert(None)
+    }
+
+    /// A reader begins to watch.
+    pub(super) fn watch(&self) {
+        self.inner.lock().viewers += 1;
     }
 
     /// A reader leaves.

@@ -26,7 +26,8 @@ fn owned(reserved: u64) -> Arc<RunLog> {
 
 /// The numbers that a cursor after `seen` finds in memory.
 fn numbers(log: &RunLog, mut seen: u64) -> Vec<u64> {
-    let slot = log.enter(true);
+    let slot = log.enter();
+    log.watch();
     let mut numbers = Vec::new();
     while let Read::Frames(frames, last) = log.read(seen, slot, Waker::noop()) {
         let text = String::from_utf8(frames.to_vec()).unwrap();
@@ -106,7 +107,8 @@ fn what_leaves_the_memory_is_read_from_the_store() {
         let journaled = log.take_unjournaled().unwrap().last_seq();
         log.reveal(journaled, journaled + 1_000, false, 1_000);
     }
-    let slot = log.enter(true);
+    let slot = log.enter();
+    log.watch();
     let Read::Stored { until } = log.read(0, slot, Waker::noop()) else { panic!("the memory is unbounded") };
     assert!(until > 50);
     assert_eq!(numbers(&log, until), (until + 1..=103).collect::<Vec<_>>());
@@ -117,7 +119,8 @@ fn a_lost_attempt_leaves_nothing_in_memory_that_the_store_may_not_have() {
     let log = owned(1_000);
     log.push(delta(1), AT, PLENTY);
     log.disown(true);
-    let slot = log.enter(true);
+    let slot = log.enter();
+    log.watch();
     assert!(matches!(log.read(0, slot, Waker::noop()), Read::Stored { until: 4 }));
     assert!(matches!(log.read(4, slot, Waker::noop()), Read::Wait), "a viewer that saw it waits for what follows");
     log.append(&Segment::encode(1_001, &[Event::Queued {}], AT), false);
@@ -131,7 +134,8 @@ fn events_that_come_out_of_order_leave_a_gap_that_the_store_fills() {
     log.disown(false);
     log.append(&Segment::encode(6, &[Event::Queued {}], AT), false);
     log.append(&Segment::encode(4, &[Event::Queued {}, Event::Queued {}], AT), false);
-    let slot = log.enter(true);
+    let slot = log.enter();
+    log.watch();
     assert!(matches!(log.read(3, slot, Waker::noop()), Read::Stored { until: 5 }));
     assert_eq!(numbers(&log, 5), [6]);
 }
@@ -139,7 +143,9 @@ fn events_that_come_out_of_order_leave_a_gap_that_the_store_fills() {
 #[test]
 fn only_the_last_viewer_of_a_run_that_wants_one_leaves_it_unwatched() {
     let log = owned(1_000);
-    let (first, second, waiter) = (log.enter(true), log.enter(true), log.enter(false));
+    let (first, second, waiter) = (log.enter(), log.enter(), log.enter());
+    log.watch();
+    log.watch();
     assert_eq!(log.leave(first, true), Left { unwatched: false, deserted: false });
     log.cancel_unwatched();
     assert_eq!(log.leave(second, true), Left { unwatched: true, deserted: false });
@@ -168,7 +174,8 @@ proptest! {
     #[test]
     fn viewers_and_journal_agree(steps in prop::collection::vec((0..6_u8, 1..4_usize), 1..200)) {
         let log = owned(1_000_000);
-        let slot = log.enter(true);
+        let slot = log.enter();
+    log.watch();
         let (mut seen, mut journal, mut said) = (3, 3, 0);
         for (step, times) in steps {
             match step {

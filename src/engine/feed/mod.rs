@@ -225,10 +225,7 @@ impl Feed {
             },
         };
         // The place in the log is taken first and the log loaded then, so that nothing is missed between.
-        let viewer = self.enter(id, tenant, watches);
-        if viewer.log().tenant != *tenant {
-            return Ok(Opened::Missing);
-        }
+        let Some(viewer) = self.enter(id, tenant) else { return Ok(Opened::Missing) };
         // A log that lives on another node may be further there.
         let elsewhere = self.shared.live.is_some() && !viewer.log().is_owned();
         let shown = match viewer.shown() {
@@ -261,15 +258,21 @@ impl Feed {
             }
         }
         self.follow(viewer.log());
+        // Who was not let in has watched nothing, and leaves nobody unwatched.
+        let viewer = if watches { viewer.watching() } else { viewer };
         Ok(Opened::Viewer(Box::new(viewer.after(after))))
     }
 
-    fn enter(&self, id: RunId, tenant: &Tenant, watches: bool) -> Viewer {
+    /// A reader of the log, unless it is another tenant's.
+    fn enter(&self, id: RunId, tenant: &Tenant) -> Option<Viewer> {
         let mut shard = self.shard(id).lock();
         let log = Arc::clone(shard.entry(id).or_insert_with(|| RunLog::new(id, tenant.clone())));
-        let slot = log.enter(watches);
+        if log.tenant != *tenant {
+            return None;
+        }
+        let slot = log.enter();
         drop(shard);
-        Viewer::new(self.clone(), log, slot, watches)
+        Some(Viewer::new(self.clone(), log, slot))
     }
 
     fn leave(&self, log: &RunLog, slot: usize, watches: bool) {

@@ -40,8 +40,9 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    pub(super) fn new(feed: Feed, log: Arc<RunLog>, slot: usize, watches: bool) -> Self {
-        Self { feed, log, slot, watches, seen: 0, reading: None, loaded: VecDeque::new(), heartbeat: None, end: None }
+    pub(super) fn new(feed: Feed, log: Arc<RunLog>, slot: usize) -> Self {
+        let loaded = VecDeque::new();
+        Self { feed, log, slot, watches: false, seen: 0, reading: None, loaded, heartbeat: None, end: None }
     }
 
     pub(super) fn log(&self) -> &Arc<RunLog> {
@@ -56,6 +57,16 @@ impl Viewer {
     #[must_use]
     pub(crate) fn after(mut self, seen: u64) -> Self {
         self.seen = seen;
+        self
+    }
+
+    /// From now on it is one who watches.
+    #[must_use]
+    pub(super) fn watching(mut self) -> Self {
+        if !self.watches {
+            self.log.watch();
+            self.watches = true;
+        }
         self
     }
 

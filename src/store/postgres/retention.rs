@@ -9,15 +9,16 @@ use super::rows::limit;
 use crate::run::{RunId, Timestamp};
 
 /// What another node removes, or somebody writes, is left to them.
-const OLD: &str = "SELECT id FROM runcast_runs WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 \
-     FOR UPDATE SKIP LOCKED";
+const OLD: &str = "SELECT id FROM runcast_runs r WHERE finished_at < $1 AND NOT EXISTS (SELECT FROM runcast_deliveries \
+     WHERE run_id = r.id AND status = 'pending' OFFSET 0) ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED";
 
 /// By arrays, so that every table is entered by its index.
 const REMOVE: &str = "WITH segments AS (DELETE FROM runcast_segments WHERE run_id = ANY($1)), \
      steps AS (DELETE FROM runcast_steps WHERE run_id = ANY($1)), \
      results AS (DELETE FROM runcast_results WHERE run_id = ANY($1)), \
      keys AS (DELETE FROM runcast_idempotency WHERE run_id = ANY($1)), \
-     letters AS (DELETE FROM runcast_dead_letters WHERE id = ANY($1)), \
+     deliveries AS (DELETE FROM runcast_deliveries WHERE run_id = ANY($1) RETURNING id), \
+     letters AS (DELETE FROM runcast_dead_letters WHERE id = ANY($1) OR id IN (SELECT id FROM deliveries)), \
      specs AS (DELETE FROM runcast_specs WHERE run_id = ANY($1)) \
      DELETE FROM runcast_runs WHERE id = ANY($1::uuid[])";
 

@@ -415,7 +415,10 @@ async fn remove(conn: &Conn, thread: &Thread) -> Result<Vec<RunId>, Failure> {
     const DELETE: &str = "WITH segments AS (DELETE FROM runcast_segments WHERE run_id = ANY ($2::uuid[])), \
          steps AS (DELETE FROM runcast_steps WHERE run_id = ANY ($2::uuid[])), \
          results AS (DELETE FROM runcast_results WHERE run_id = ANY ($2::uuid[])), \
-         letters AS (DELETE FROM runcast_dead_letters WHERE id = ANY ($2::uuid[])), \
+         deliveries AS (DELETE FROM runcast_deliveries WHERE run_id = ANY ($2::uuid[]) OR thread_id = $3::text \
+         RETURNING id), \
+         letters AS (DELETE FROM runcast_dead_letters WHERE id = ANY ($2::uuid[]) \
+         OR id IN (SELECT id FROM deliveries)), \
          specs AS (DELETE FROM runcast_specs WHERE run_id = ANY ($2::uuid[])), \
          keys AS (DELETE FROM runcast_idempotency WHERE run_id = ANY ($2::uuid[] || $1::uuid || \
          ARRAY(SELECT id FROM runcast_messages WHERE thread_id = $1))), \
@@ -426,7 +429,7 @@ async fn remove(conn: &Conn, thread: &Thread) -> Result<Vec<RunId>, Failure> {
     let id = thread.id.as_uuid();
     let rows = conn.query(RUNS, &[id]).await?;
     let runs: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    conn.execute(DELETE, &[id, &runs]).await?;
+    conn.execute(DELETE, &[id, &runs, &thread.id.to_string()]).await?;
     if let Some(timer) = armed(thread) {
         timers::remove(conn, timer).await?;
     }
@@ -437,7 +440,10 @@ async fn remove(conn: &Conn, thread: &Thread) -> Result<Vec<RunId>, Failure> {
 async fn delete_idle(conn: &Conn, before: Timestamp, most: usize) -> Result<Vec<ThreadId>, Failure> {
     const IDLE: &str = "SELECT id FROM runcast_threads t WHERE active_at < $1 AND holder IS NULL \
          AND follow_up_due IS NULL AND NOT EXISTS (SELECT FROM runcast_runs \
-         WHERE thread_id = t.id AND finished_at IS NULL OFFSET 0) ORDER BY active_at LIMIT $2";
+         WHERE thread_id = t.id AND finished_at IS NULL OFFSET 0) \
+         AND NOT EXISTS (SELECT FROM runcast_deliveries WHERE thread_id = t.id::text AND status = 'pending' OFFSET 0) \
+         AND NOT EXISTS (SELECT FROM runcast_runs r JOIN runcast_deliveries d ON d.run_id = r.id \
+         WHERE r.thread_id = t.id AND d.status = 'pending' OFFSET 0) ORDER BY active_at LIMIT $2";
     let rows = conn.query(IDLE, &[&before.as_millis(), &limit(most)]).await?;
     let candidates: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let mut removed = Vec::new();

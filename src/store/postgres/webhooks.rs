@@ -16,7 +16,7 @@ use super::error::Failure;
 use super::rows::{Columns, limit, plain};
 use crate::run::{Run, RunId, Segment, Status, Tenant, Timestamp, WebhookEvent};
 use crate::store::spelling::{integer, unreadable};
-use crate::store::webhooks::DISABLED;
+use crate::store::webhooks::{AT_ONCE, DISABLED};
 use crate::store::{
     DeadLetter, Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch,
     IdempotencyKey, Redelivered, Settled, Settlement, StoreError, ThreadNews,
@@ -205,14 +205,15 @@ pub(super) async fn patch(
     const PATCH: &str = concat!(
         "WITH e AS (UPDATE runcast_webhook_endpoints SET url = coalesce($3::text, url), \
          events = coalesce($4::text[], events), agent = CASE WHEN $5::bool THEN $6::text ELSE agent END, enabled = coalesce($7::bool, enabled) \
-         WHERE id = $1 AND tenant = $2 RETURNING *), \
-         dropped AS (UPDATE runcast_deliveries d SET status = 'dead', error = $8, settled_at = $9 FROM e \
-         WHERE NOT e.enabled AND d.endpoint_id = e.id AND d.status = 'pending') SELECT ",
+         WHERE id = $1 AND tenant = $2 AND ($10::text IS NULL OR url = $10) RETURNING *), \
+         dropped AS (UPDATE runcast_deliveries SET status = 'dead', error = $8, settled_at = $9 WHERE id IN \
+         (SELECT d.id FROM runcast_deliveries d, e \
+         WHERE NOT e.enabled AND d.endpoint_id = e.id AND d.status = 'pending' LIMIT $11)) SELECT ",
         endpoint_columns!(),
         " FROM e"
     );
-    let EndpointPatch { url, events, agent, enabled } = patch;
-    let params: [&(dyn ToSql + Sync); 9] = [
+    let EndpointPatch { url, events, agent, enabled, still_at } = patch;
+    let params: [&(dyn ToSql + Sync); 11] = [
         &id,
         &plain(tenant.as_str()),
         &url.as_deref().map(plain),
@@ -222,8 +223,13 @@ pub(super) async fn patch(
         enabled,
         &DISABLED,
         &now.as_millis(),
+        &still_at.as_deref().map(plain),
+        &integer(AT_ONCE),
     ];
-    one(&conn.query(PATCH, &params).await?)
+    match one(&conn.query(PATCH, &params).await?)? {
+        None if still_at.is_some() => get(conn, tenant, id).await,
+        patched => Ok(patched),
+    }
 }
 
 /// Raises the version of an endpoint's secret.
@@ -244,10 +250,11 @@ pub(super) async fn rotate(
 /// Removes an endpoint with its deliveries.
 pub(super) async fn delete(conn: &Conn, tenant: &Tenant, id: Uuid) -> Result<bool, Failure> {
     const DELETE: &str = "WITH e AS (DELETE FROM runcast_webhook_endpoints WHERE id = $1 AND tenant = $2 RETURNING id), \
-         d AS (DELETE FROM runcast_deliveries WHERE endpoint_id IN (SELECT id FROM e) RETURNING id), \
+         d AS (DELETE FROM runcast_deliveries WHERE id IN (SELECT d.id FROM runcast_deliveries d, e \
+         WHERE d.endpoint_id = e.id LIMIT $3) RETURNING id), \
          letters AS (DELETE FROM runcast_dead_letters WHERE id IN (SELECT id FROM d)), \
          keys AS (DELETE FROM runcast_idempotency WHERE run_id IN (SELECT id FROM e)) SELECT id FROM e";
-    Ok(!conn.query(DELETE, &[&id, &plain(tenant.as_str())]).await?.is_empty())
+    Ok(!conn.query(DELETE, &[&id, &plain(tenant.as_str()), &integer(AT_ONCE)]).await?.is_empty())
 }
 
 /// Claims deliveries that are due. Those that someone else claims just now are left to them.
@@ -380,11 +387,13 @@ pub(super) async fn redeliver(conn: &Conn, tenant: &Tenant, id: Uuid) -> Result<
     Ok(redelivered)
 }
 
-/// Removes deliveries that ended before `before`.
+/// Removes deliveries that ended before `before`, with their letters.
 pub(super) async fn forget(conn: &Conn, before: Timestamp, most: usize) -> Result<u64, Failure> {
-    const FORGET: &str = "DELETE FROM runcast_deliveries WHERE id IN (SELECT id FROM runcast_deliveries \
-         WHERE status <> 'pending' AND settled_at < $1 ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
-    conn.execute(FORGET, &[&before.as_millis(), &limit(most)]).await
+    const FORGET: &str = "WITH old AS (DELETE FROM runcast_deliveries WHERE id IN (SELECT id FROM runcast_deliveries \
+         WHERE status <> 'pending' AND settled_at < $1 ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
+         RETURNING id), letters AS (DELETE FROM runcast_dead_letters WHERE id IN (SELECT id FROM old)) \
+         SELECT id FROM old";
+    Ok(conn.query(FORGET, &[&before.as_millis(), &limit(most)]).await?.len() as u64)
 }
 
 fn due(row: &Row) -> Result<Due, StoreError> {

@@ -4,12 +4,14 @@
 //! writer, so every job has the lock of every thread.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use super::create::{self, Creation};
+use super::retention::HOLD;
 use super::rows::{Found as FoundRun, load, run_id};
 use super::shares::Place;
 use super::timers::{self, Armed};
@@ -496,6 +498,7 @@ fn remove(conn: &Connection, thread: &Thread) -> Result<Vec<RunId>, StoreError> 
         runs::delete(conn, &thread.tenant, *run)?;
     }
     armed(thread).map(|timer| timers::remove(conn, timer)).transpose()?;
+    webhooks::forget_thread(conn, id)?;
     for sql in [
         "DELETE FROM idempotency WHERE run_id IN (SELECT id FROM messages WHERE thread_id = ?)",
         "DELETE FROM idempotency WHERE run_id = ?",
@@ -508,6 +511,10 @@ fn remove(conn: &Connection, thread: &Thread) -> Result<Vec<RunId>, StoreError> 
     Ok(removed)
 }
 
+/// The id of a thread as deliveries have it.
+const TEXT_OF_ID: &str = "lower(substr(hex(threads.id), 1, 8) || '-' || substr(hex(threads.id), 9, 4) || '-' || \
+     substr(hex(threads.id), 13, 4) || '-' || substr(hex(threads.id), 17, 4) || '-' || substr(hex(threads.id), 21))";
+
 /// Removes threads in which nothing has happened since `before`.
 pub(super) fn delete_idle(conn: &Connection, before: Timestamp, limit: usize) -> Result<Vec<ThreadId>, StoreError> {
     let mut idle = Vec::new();
@@ -515,17 +522,27 @@ pub(super) fn delete_idle(conn: &Connection, before: Timestamp, limit: usize) ->
         let mut statement = conn.prepare_cached(&format!(
             "{THREAD} INDEXED BY threads_by_activity WHERE active_at < ? AND holder IS NULL AND follow_up_due IS NULL \
              AND NOT EXISTS (SELECT 1 FROM runs INDEXED BY runs_open_by_thread \
-             WHERE thread_id = threads.id AND finished_at IS NULL) ORDER BY active_at LIMIT ?"
+             WHERE thread_id = threads.id AND finished_at IS NULL) \
+             AND NOT EXISTS (SELECT 1 FROM deliveries INDEXED BY deliveries_by_thread \
+             WHERE thread_id = {TEXT_OF_ID} AND status = 'pending') \
+             AND NOT EXISTS (SELECT 1 FROM runs r INDEXED BY runs_by_thread \
+             JOIN deliveries d INDEXED BY deliveries_by_run ON d.run_id = r.id \
+             WHERE r.thread_id = threads.id AND d.status = 'pending') ORDER BY active_at LIMIT ?"
         ))?;
         let mut rows = statement.query(params![before.as_millis(), integer(limit as u64)])?;
         while let Some(row) = rows.next()? {
             idle.push(read_thread(row)?);
         }
     }
+    let (begun, mut removed) = (Instant::now(), Vec::new());
     for thread in &idle {
         remove(conn, thread)?;
+        removed.push(thread.id);
+        if begun.elapsed() >= HOLD {
+            break;
+        }
     }
-    Ok(idle.into_iter().map(|thread| thread.id).collect())
+    Ok(removed)
 }
 
 /// Messages after number `after`, oldest first.

@@ -9,9 +9,9 @@ use super::create::{keep, used};
 use super::dead_letters;
 use super::rows::run_id;
 use super::writer::Writer;
-use crate::run::{Run, RunId, Segment, Status, Tenant, Timestamp, WebhookEvent};
+use crate::run::{Run, RunId, Segment, Status, Tenant, ThreadId, Timestamp, WebhookEvent};
 use crate::store::spelling::{integer, json, parse, unreadable, unsigned};
-use crate::store::webhooks::DISABLED;
+use crate::store::webhooks::{AT_ONCE, DISABLED};
 use crate::store::{
     Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, IdempotencyKey,
     Redelivered, Settled, Settlement, StoreError, ThreadNews,
@@ -110,6 +110,17 @@ pub(super) fn reopen(conn: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Removes what belongs to a thread that is removed.
+pub(super) fn forget_thread(conn: &Connection, id: ThreadId) -> Result<(), StoreError> {
+    for sql in [
+        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM deliveries WHERE thread_id = ?)",
+        "DELETE FROM deliveries WHERE thread_id = ?",
+    ] {
+        conn.prepare_cached(sql)?.execute([id.to_string()])?;
+    }
+    Ok(())
+}
+
 /// Removes what belongs to a run that is removed.
 pub(super) fn forget_run(conn: &Connection, id: RunId) -> Result<(), StoreError> {
     for sql in [
@@ -197,7 +208,10 @@ pub(super) fn patch(
     now: Timestamp,
 ) -> Result<Option<Endpoint>, StoreError> {
     let Some(mut endpoint) = get(conn, tenant, id)? else { return Ok(None) };
-    let EndpointPatch { url, events, agent, enabled } = patch.clone();
+    let EndpointPatch { url, events, agent, enabled, still_at } = patch.clone();
+    if still_at.is_some_and(|url| url != endpoint.url) {
+        return Ok(Some(endpoint));
+    }
     endpoint.url = url.unwrap_or(endpoint.url);
     endpoint.events = events.unwrap_or(endpoint.events);
     endpoint.agent = agent.unwrap_or(endpoint.agent);
@@ -206,10 +220,10 @@ pub(super) fn patch(
         .execute(params![endpoint.url, json(&endpoint.events)?, endpoint.agent, endpoint.enabled, id.as_bytes()])?;
     if !endpoint.enabled {
         conn.prepare_cached(
-            "UPDATE deliveries SET status = 'dead', error = ?, settled_at = ?, claimed = 0 \
-             WHERE endpoint_id = ? AND status = 'pending'",
+            "UPDATE deliveries SET status = 'dead', error = ?, settled_at = ?, claimed = 0 WHERE id IN \
+             (SELECT id FROM deliveries WHERE endpoint_id = ? AND status = 'pending' LIMIT ?)",
         )?
-        .execute(params![DISABLED, now.as_millis(), id.as_bytes()])?;
+        .execute(params![DISABLED, now.as_millis(), id.as_bytes(), integer(AT_ONCE)])?;
     }
     Ok(Some(endpoint))
 }
@@ -235,12 +249,12 @@ pub(super) fn delete(conn: &Connection, tenant: &Tenant, id: Uuid) -> Result<boo
         return Ok(false);
     }
     for sql in [
-        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM deliveries WHERE endpoint_id = ?)",
-        "DELETE FROM deliveries WHERE endpoint_id = ?",
-        "DELETE FROM idempotency WHERE run_id = ?",
+        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM deliveries WHERE endpoint_id = ? LIMIT ?)",
+        "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE endpoint_id = ? LIMIT ?)",
     ] {
-        conn.prepare_cached(sql)?.execute([id.as_bytes()])?;
+        conn.prepare_cached(sql)?.execute(params![id.as_bytes(), integer(AT_ONCE)])?;
     }
+    conn.prepare_cached("DELETE FROM idempotency WHERE run_id = ?")?.execute([id.as_bytes()])?;
     Ok(true)
 }
 
@@ -386,15 +400,24 @@ pub(super) fn redeliver(
     Ok(Redelivered::Pending(Box::new(delivery)))
 }
 
-/// Removes deliveries that ended before `before`.
+/// Removes deliveries that ended before `before`, with their letters.
 pub(super) fn forget(conn: &Connection, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
-    let forgotten = conn
-        .prepare_cached(
-            "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries INDEXED BY deliveries_settled \
-             WHERE status <> 'pending' AND settled_at < ? ORDER BY settled_at LIMIT ?)",
-        )?
-        .execute(params![before.as_millis(), i64::try_from(limit).unwrap_or(i64::MAX)])?;
-    Ok(forgotten as u64)
+    let old: Vec<[u8; 16]> = {
+        let mut statement = conn.prepare_cached(
+            "SELECT id FROM deliveries INDEXED BY deliveries_settled \
+             WHERE status <> 'pending' AND settled_at < ? ORDER BY settled_at LIMIT ?",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let found = statement.query_map(params![before.as_millis(), limit], |row| row.get(0))?;
+        found.collect::<Result<_, _>>()?
+    };
+    for sql in ["DELETE FROM dead_letters WHERE id = ?", "DELETE FROM deliveries WHERE id = ?"] {
+        let mut statement = conn.prepare_cached(sql)?;
+        for id in &old {
+            statement.execute([id])?;
+        }
+    }
+    Ok(old.len() as u64)
 }
 
 fn read_due(row: &Row<'_>) -> Result<Due, StoreError> {

@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use super::Harness;
 use super::kit::*;
-use crate::run::{Command, Retry, RunId, Spec, Status, Tenant, Webhook, WebhookEvent};
+use super::threads::thread;
+use crate::run::{Command, Retry, RunId, Spec, Status, Tenant, ThreadId, Webhook, WebhookEvent};
 use crate::store::{
     DeadLetter, Deleted, Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch,
-    IdempotencyKey, Redelivered, Settled, Settlement, Store, ThreadNews,
+    IdempotencyKey, Redelivered, Settled, Settlement, Store, ThreadDeleted, ThreadNews,
 };
 
 const MANY: u64 = 1_000;
@@ -305,7 +306,10 @@ pub(crate) async fn endpoints_are_kept_changed_and_removed(harness: &mut dyn Har
         events: Some(vec![WebhookEvent::RunWaiting]),
         agent: Some(None),
         enabled: Some(false),
+        still_at: Some(first.url.clone()),
     };
+    let elsewhere = EndpointPatch { still_at: Some("https://elsewhere.example".into()), ..everything.clone() };
+    assert_eq!(patched(elsewhere).await.unwrap(), Some(first.clone()), "it has moved meanwhile");
     let expected = Endpoint {
         url: "https://new.example".into(),
         events: vec![WebhookEvent::RunWaiting],
@@ -425,16 +429,7 @@ pub(crate) async fn deliveries_go_with_their_run_and_with_time(harness: &mut dyn
     let store = harness.store();
     keep(&*store, endpoint(1)).await;
     let first = told(&*store, 1).await;
-    let letter = DeadLetter {
-        id: first.delivery.id,
-        at: now(),
-        source: "webhook".into(),
-        run: None,
-        reason: "no".into(),
-        payload: Bytes::new(),
-    };
-    let dead = Settlement::Dead { sent: false, answer: None, error: "no".into(), letter: Some(Box::new(letter)) };
-    assert!(settle(&*store, &first, dead).await);
+    assert!(settle(&*store, &first, given_up(&first)).await);
     assert_eq!(all(&*store).await[0].attempts, 0, "it was not sent");
     let second = told(&*store, 2).await;
     let third = told(&*store, 3).await;
@@ -449,4 +444,57 @@ pub(crate) async fn deliveries_go_with_their_run_and_with_time(harness: &mut dyn
     assert_eq!(store.forget_deliveries(seconds(6_000), 9).await.unwrap(), 0);
     assert_eq!(store.forget_deliveries(seconds(6_001), 9).await.unwrap(), 1);
     assert_eq!(all(&*store).await, []);
+}
+
+fn given_up(due: &Due) -> Settlement {
+    let letter = DeadLetter {
+        id: due.delivery.id,
+        at: now(),
+        source: "webhook".into(),
+        run: None,
+        reason: "no".into(),
+        payload: Bytes::new(),
+    };
+    Settlement::Dead { sent: false, answer: None, error: "no".into(), letter: Some(Box::new(letter)) }
+}
+
+async fn tell_of(store: &dyn Store, thread: ThreadId) -> Due {
+    let (tenant, event) = (tenant(), WebhookEvent::ThreadHandedOff);
+    let news = ThreadNews { tenant, thread: thread.to_string(), event, data: "{}".into(), at: now() };
+    store.announce(news).await.unwrap();
+    let mut due = claim_due(store, LEASE).await;
+    assert_eq!(due.len(), 1);
+    due.remove(0)
+}
+
+pub(crate) async fn what_is_old_is_removed_once_it_is_told_with_its_deliveries_and_letters(harness: &mut dyn Harness) {
+    let store = &*harness.store();
+    let events = [&WebhookEvent::FINAL[..], &[WebhookEvent::ThreadHandedOff]].concat();
+    keep(store, Endpoint { events, ..endpoint(1) }).await;
+    let (long_ago, later) = (seconds(6_000), seconds(99_000));
+
+    let run = told(store, 1).await;
+    assert_eq!(store.remove_finished(later, 9).await.unwrap(), [], "it is still to be told");
+    assert!(settle(store, &run, given_up(&run)).await);
+    assert_eq!(store.remove_finished(later, 9).await.unwrap(), [id(1)]);
+    assert_eq!((all(store).await, store.dead_letters(None, 9).await.unwrap()), (vec![], vec![]));
+
+    let run = told(store, 2).await;
+    assert!(settle(store, &run, given_up(&run)).await);
+    assert_eq!(store.forget_deliveries(long_ago, 9).await.unwrap(), 0);
+    assert_eq!(store.dead_letters(None, 9).await.unwrap().len(), 1);
+    assert_eq!(store.forget_deliveries(later, 9).await.unwrap(), 1);
+    assert_eq!(store.dead_letters(None, 9).await.unwrap(), []);
+
+    let idle = thread(store, 1).await;
+    let news = tell_of(store, idle).await;
+    assert_eq!(store.delete_idle_threads(later, 9).await.unwrap(), [], "it is still to be told");
+    assert!(settle(store, &news, given_up(&news)).await);
+    assert_eq!(store.delete_idle_threads(later, 9).await.unwrap(), [idle]);
+    assert_eq!((all(store).await, store.dead_letters(None, 9).await.unwrap()), (vec![], vec![]));
+
+    let told = thread(store, 2).await;
+    tell_of(store, told).await;
+    assert_eq!(store.delete_thread(&tenant(), told).await.unwrap(), ThreadDeleted::Done(vec![]));
+    assert_eq!(all(store).await, [], "whoever removes it by hand wants it gone");
 }
