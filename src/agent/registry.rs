@@ -30,11 +30,14 @@ pub struct InvalidParams {
 
 impl Agents {
     /// Adds an agent, in place of an earlier one of the same name. The error says what is wrong with
-    /// its JSON Schema.
+    /// its JSON Schema, or that its follow-ups, which are runs without params, do not fit that.
     pub fn register(&mut self, agent: Arc<dyn Agent>) -> Result<(), String> {
         let card = agent.card();
         let params = jsonschema::validator_for(&card.params_schema)
             .map_err(|error| format!("agent {}: params_schema is not a JSON Schema: {error}", card.name))?;
+        if !card.manners.follow_ups.is_empty() && !params.is_valid(&serde_json::json!({})) {
+            return Err(format!("agent {}: its params_schema demands params, and its follow-ups have none", card.name));
+        }
         self.by_name.insert(card.name.clone(), Registered { agent, card, params });
         Ok(())
     }

@@ -85,10 +85,11 @@ pub(super) async fn take_steers(
     Vec::new()
 }
 
-/// Hands the thread of the run to people, as its agent wishes.
-pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, reason: String) {
+/// Hands the thread of the run to people, as its agent wishes in this attempt.
+pub(super) async fn hand_off_by_run(node: &Arc<Node>, spec: &Spec, attempt: u32, reason: String) {
     let Some(thread) = spec.thread else { return };
-    let hand_off = HandOff { tenant: spec.tenant.clone(), thread, reason, by: Some(spec.id), now: node.clock.now() };
+    let (tenant, by) = (spec.tenant.clone(), Some((spec.id, attempt)));
+    let hand_off = HandOff { tenant, thread, reason, by, now: node.clock.now() };
     for failures in 1.. {
         match node.store.hand_off(hand_off.clone()).await {
             Ok(moved) => return moved.into_iter().for_each(|moved| super::threads::moved(node, moved)),

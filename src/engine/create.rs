@@ -216,7 +216,16 @@ impl Engine {
         let on_busy = wish.on_busy;
         let (spec, due, key) = self.check(wish, now)?;
         if spec.thread.is_some() {
-            let on_busy = on_busy.unwrap_or(self.card(&spec.agent)?.manners.on_busy);
+            let on_busy = match (on_busy, due.is_some_and(|due| due > now)) {
+                // Who has the thread by then is not known yet.
+                (None | Some(OnBusy::Enqueue), true) => OnBusy::Enqueue,
+                (Some(_), true) => {
+                    let expected = "expected enqueue, or none, for a run that is to start later: it goes behind what is \
+                                    there then";
+                    return Err(invalid("on_busy", expected));
+                }
+                (on_busy, false) => on_busy.unwrap_or(self.card(&spec.agent)?.manners.on_busy),
+            };
             return self.create_in_thread(spec, Occasion::Run { due }, on_busy, key, now).await;
         }
         if on_busy.is_some() {
@@ -364,6 +373,9 @@ impl Engine {
         if let Input::Messages(messages) = &wish.input {
             if messages.is_empty() {
                 return Err(invalid("input", "expected at least one message"));
+            }
+            if messages.len() > Input::MOST {
+                return Err(invalid("input", format!("expected at most {} messages", Input::MOST)));
             }
             for (index, message) in messages.iter().enumerate() {
                 if let Some(fault) = message.content.fault() {

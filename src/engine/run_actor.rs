@@ -693,7 +693,7 @@ impl Sink for AttemptSink {
 
     fn hand_off(&self, reason: String) -> BoxFuture<'_, Result<(), Stopped>> {
         async move {
-            hand_off_by_run(&self.node, &self.spec, reason).await;
+            hand_off_by_run(&self.node, &self.spec, self.attempt, reason).await;
             Ok(())
         }
         .boxed()

@@ -456,7 +456,8 @@ pub(super) async fn follow_up(engine: &Engine, timer: TimerKey, number: u64) -> 
     };
     let fired = match thread.as_ref().and_then(|thread| Some((thread, thread.follow_up.as_ref()?))) {
         Some((thread, follow_up)) if follow_up.timer.id == number => {
-            let now = engine.now();
+            // It was due when it was taken, whatever has become of the clock since.
+            let now = engine.now().max(timer.due);
             let Some(card) = node.agents.card(&follow_up.agent) else {
                 // A node that has the agent will do it; none may come any more.
                 return if node.peers.have(&follow_up.agent) { None } else { put_off(node, timer, number, None).await };

@@ -163,7 +163,8 @@ async fn fire(engine: Engine, timer: TimerKey) -> Option<TimerKey> {
 }
 
 async fn fire_run(node: &Arc<Node>, timer: TimerKey, command: Command) -> Option<TimerKey> {
-    let now = node.clock.now();
+    // It was due when it was taken, whatever has become of the clock since.
+    let now = node.clock.now().max(timer.due);
     match node.store.transition(None, RunId::from_uuid(timer.owner), command, now).await {
         Ok(Transition::Rejected(..) | Transition::Missing | Transition::Handed(_)) => {
             node.metrics.stale_timers.inc();

@@ -624,10 +624,18 @@ impl Run {
         (self.status == Status::Waiting).then(|| wait_id(self.last_seq))
     }
 
-    /// It is scheduled, and another message may join its input.
+    /// It is going on in this attempt.
+    #[must_use]
+    pub fn is_attempt(&self, attempt: u32) -> bool {
+        self.status == Status::Running && self.attempt == attempt
+    }
+
+    /// It is scheduled, and another message may join its input. Not that of a retry, which may go on from behind it.
     #[must_use]
     pub fn gathers(&self) -> bool {
-        self.status == Status::Scheduled && matches!(self.reason, Some(Reason::Debounce | Reason::ThreadBusy))
+        self.status == Status::Scheduled
+            && self.spec.retry_of.is_none()
+            && matches!(self.reason, Some(Reason::Debounce | Reason::ThreadBusy))
     }
 
     fn schedule(&mut self, reason: Reason, timer: Option<Timer>) {

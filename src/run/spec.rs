@@ -101,6 +101,18 @@ pub enum Input {
 }
 
 impl Input {
+    /// The most messages that may come together in one input: each is kept as a row of its own.
+    pub const MOST: usize = 1_000;
+
+    /// How many messages it is.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Text(_) => 1,
+            Self::Messages(messages) => messages.len(),
+        }
+    }
+
     /// The length of all texts, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {

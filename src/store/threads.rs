@@ -162,8 +162,8 @@ pub struct HandOff {
     pub thread: ThreadId,
     /// Why, for people.
     pub reason: String,
-    /// The run whose agent asks for it.
-    pub by: Option<RunId>,
+    /// The run whose agent asks for it, and its attempt: nothing happens when that is over.
+    pub by: Option<(RunId, u32)>,
     /// The time.
     pub now: Timestamp,
 }

@@ -290,6 +290,7 @@ impl ThreadNews {
             Happened::FollowUp(_) => WebhookEvent::ThreadFollowUp,
         };
         let data = json!({
+            "thread_id": thread.id,
             "reason": Some(entry.happened.text()).filter(|reason| !reason.is_empty()),
             "run_id": entry.happened.run(),
         });

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::FollowUpRule;
-use crate::run::{Kept, Message, Run, RunId, Spec, Timestamp};
+use crate::run::{Input, Kept, Message, Run, RunId, Spec, Timestamp};
 
 /// What becomes of a message when a run holds its thread.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -154,5 +154,6 @@ impl Newcomer {
             && (&ours.agent, &ours.agent_version, &ours.params)
                 == (&theirs.agent, &theirs.agent_version, &theirs.params)
             && ours.input.bytes() + theirs.input.bytes() <= max_input
+            && ours.input.count() + theirs.input.count() <= Input::MOST
     }
 }

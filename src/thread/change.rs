@@ -28,6 +28,26 @@ pub struct Found {
     pub thread: Thread,
     /// Its open runs.
     pub open: Vec<Open>,
+    /// What the holder was handed and has not looked at; known when more may be handed to it.
+    pub unread: Unread,
+}
+
+/// Messages that a run has not looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unread {
+    /// How many.
+    pub messages: u64,
+    /// How long they are together, in bytes.
+    pub bytes: u64,
+}
+
+impl Unread {
+    /// More may be added: a run that does not look, while it waits, say, gathers no more than waits in a thread, and
+    /// no more than comes together in one run.
+    fn has_room(self, ask: &Ask) -> bool {
+        let bytes = self.bytes.saturating_add(ask.newcomer.spec.input.bytes() as u64);
+        self.messages < ask.max_pending as u64 && (self.messages == 0 || bytes <= ask.max_input as u64)
+    }
 }
 
 /// What is to be written, all in one transaction.
@@ -157,6 +177,8 @@ impl Found {
             if after.status == Status::Completed {
                 work.arm(&after.spec.agent, rules);
             }
+        } else if after.status.is_final() {
+            work.unanswered(id);
         } else if after.status == Status::Queued && !holds {
             work.take(id);
         }
@@ -164,15 +186,20 @@ impl Found {
     }
 
     /// People take over: nothing that waits is answered any more. What is going on is cancelled, unless its own
-    /// agent asks for this.
+    /// agent asks for this, in the attempt `by`.
     #[must_use]
-    pub fn hand_off(self, reason: String, by: Option<RunId>, now: Timestamp) -> Change {
+    pub fn hand_off(self, reason: String, by: Option<(RunId, u32)>, now: Timestamp) -> Change {
         let holder = self.thread.holder;
-        let mut work = Work::new(self, now);
-        if by.is_some() && by != holder {
+        let goes_on = |(id, attempt): (RunId, u32)| {
+            let holds = |open: &Open| holder == Some(id) && open.run.spec.id == id;
+            self.open.iter().any(|open| holds(open) && open.run.is_attempt(attempt))
+        };
+        if by.is_some_and(|by| !goes_on(by)) {
             // An attempt that does not know yet that it is over.
-            return work.done(How::Nothing);
+            return Work::new(self, now).done(How::Nothing);
         }
+        let by = by.map(|(run, _)| run);
+        let mut work = Work::new(self, now);
         if work.thread.handed_off.is_none() {
             work.events.push(Happened::HandedOff { reason: reason.clone(), by });
             work.thread.handed_off = Some(HandedOff { at: now, reason, by });
@@ -208,6 +235,7 @@ impl Found {
 struct Work {
     thread: Thread,
     open: Vec<Open>,
+    unread: Unread,
     now: Timestamp,
     created: Option<Changed>,
     changed: Vec<Changed>,
@@ -219,10 +247,10 @@ struct Work {
 }
 
 impl Work {
-    fn new(Found { thread, open }: Found, now: Timestamp) -> Self {
+    fn new(Found { thread, open, unread }: Found, now: Timestamp) -> Self {
         let (created, grown, cancel) = (None, None, None);
         let (changed, messages, turns, events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { thread, open, now, created, changed, grown, cancel, messages, turns, events }
+        Self { thread, open, unread, now, created, changed, grown, cancel, messages, turns, events }
     }
 
     fn done(mut self, how: How) -> Change {
@@ -250,7 +278,7 @@ impl Work {
         let due = quiet.map(|quiet| ask.now.after(quiet.quiet));
         match ask.on_busy {
             OnBusy::Reject => Err(Refusal::Busy { holder }),
-            OnBusy::Steer if !self.is_cancelled(holder) => Ok(self.steer(holder, ask)),
+            OnBusy::Steer if !self.is_cancelled(holder) && self.unread.has_room(ask) => Ok(self.steer(holder, ask)),
             OnBusy::Interrupt | OnBusy::Rollback => {
                 self.thread.dropping |= ask.on_busy == OnBusy::Rollback;
                 self.cancel(holder);
@@ -370,6 +398,12 @@ impl Work {
         self.turns.push((id, self.thread.turns));
     }
 
+    /// Run `id` has ended without ever having the thread. What was said to it was said all the same: whoever comes
+    /// next is shown it.
+    fn unanswered(&mut self, id: RunId) {
+        self.turns.push((id, self.thread.turns));
+    }
+
     /// The holder has ended.
     fn released(&mut self, id: RunId, said: Vec<(Uuid, Message)>) {
         self.thread.holder = None;
@@ -405,8 +439,9 @@ impl Work {
         self.changed.push(Changed { run, segment, effects: decision.effects });
         if status.is_final() {
             self.open.remove(at);
-            if self.thread.holder == Some(id) {
-                self.released(id, said);
+            match self.thread.holder == Some(id) {
+                true => self.released(id, said),
+                false => self.unanswered(id),
             }
         } else if status == Status::Queued && self.thread.holder != Some(id) {
             self.take(id);

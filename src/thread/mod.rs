@@ -21,7 +21,7 @@ mod state;
 mod tests;
 
 pub use admit::{Ask, Newcomer, Occasion, OnBusy, Quiet, Refusal};
-pub use change::{Change, Found, How, Open};
+pub use change::{Change, Found, How, Open, Unread};
 pub use follow_up::{FollowUp, FollowUpRule, Progress};
 pub use position::{MOST_OPEN, NoPosition, Position};
 pub use state::{Event, EventKind, HandedOff, Happened, Thread, ThreadMessage};

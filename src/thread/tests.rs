@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::run::{
-    Command, Context, Effect, Failure, Input, Message, OnDisconnect, Question, Reason, Retry, Role, Run, RunError,
-    RunId, Spec, Status, Tenant, ThreadId, Timestamp, Usage,
+    Command, Context, Effect, Failure, Input, Kept, Message, OnDisconnect, Question, Reason, Retry, Role, Run,
+    RunError, RunId, Spec, Status, Tenant, ThreadId, Timestamp, Usage,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -31,6 +31,8 @@ struct World {
     thread: Thread,
     runs: BTreeMap<RunId, Run>,
     cancels: BTreeSet<RunId>,
+    /// Those that had the thread.
+    held: BTreeSet<RunId>,
     messages: Vec<ThreadMessage>,
     log: Vec<Event>,
     now: i64,
@@ -46,6 +48,7 @@ impl World {
             thread: Thread::new(id, Tenant::default(), at(1_000)),
             runs: BTreeMap::new(),
             cancels: BTreeSet::new(),
+            held: BTreeSet::new(),
             messages: Vec::new(),
             log: Vec::new(),
             now: 1_000,
@@ -66,7 +69,12 @@ impl World {
             reserved_seq: run.last_seq,
             cancel_requested: self.cancels.contains(&run.spec.id),
         });
-        Found { thread: self.thread.clone(), open: open.collect() }
+        let unread = self.messages.iter().filter(|message| message.unread && message.run == self.thread.holder);
+        let unread = unread.fold(Unread::default(), |unread, message| Unread {
+            messages: unread.messages + 1,
+            bytes: unread.bytes + message.message.content.bytes() as u64,
+        });
+        Found { thread: self.thread.clone(), open: open.collect(), unread }
     }
 
     fn ask(&mut self, occasion: Occasion, on_busy: OnBusy, content: &str) -> Result<How, Refusal> {
@@ -86,7 +94,10 @@ impl World {
             metadata: BTreeMap::new(),
             thread: Some(self.thread.id),
             latest_due: None,
-            retry_of: None,
+            retry_of: match occasion {
+                Occasion::Retry { of, .. } => Some(of),
+                Occasion::Message { .. } | Occasion::Run { .. } | Occasion::FollowUp { .. } => None,
+            },
             concurrency_key: None,
             webhook: None,
             correlation_id: None,
@@ -109,6 +120,7 @@ impl World {
 
     fn write(&mut self, change: Change) {
         self.thread = change.thread;
+        self.held.extend(self.thread.holder);
         for changed in change.changed.into_iter().chain(change.created) {
             self.runs.insert(changed.run.spec.id, changed.run);
         }
@@ -235,6 +247,8 @@ impl World {
                 None => assert_eq!(within, [], "{content} is kept"),
             }
             assert!(within.len() <= 1, "{content} is in {within:?}");
+            let to_come = message.run.is_some_and(|run| self.runs[&run].status == Status::Scheduled);
+            assert!(to_come || message.turn.is_some(), "{content} is shown to whoever comes next");
         }
     }
 }
@@ -429,12 +443,59 @@ fn people_who_have_a_thread_are_not_interfered_with() {
 }
 
 #[test]
+fn what_was_said_to_a_run_that_ended_before_its_turn_is_shown_to_the_next() {
+    let mut world = World::new();
+    world.say("one", OnBusy::Enqueue, None).unwrap();
+    world.claim();
+    let cancelled = world.say("two", OnBusy::Enqueue, None).unwrap().run().unwrap();
+    world.tell(cancelled, &Command::Cancel).unwrap();
+    world.say("three", OnBusy::Enqueue, quiet(5, 5)).unwrap();
+    let change = world.found().hand_off(String::new(), None, at(world.now));
+    world.write(change);
+    let turns: Vec<_> = world.messages.iter().map(|message| message.turn).collect();
+    assert_eq!(turns, [Some(1); 3], "the next turn is the second");
+    // And one that nobody held the thread for.
+    let mut world = World::new();
+    let debounced = world.say("one", OnBusy::Enqueue, quiet(5, 5)).unwrap().run().unwrap();
+    world.tell(debounced, &Command::Cancel).unwrap();
+    world.say("two", OnBusy::Enqueue, None).unwrap();
+    assert_eq!(world.messages.iter().map(|message| message.turn).collect::<Vec<_>>(), [Some(0), Some(1)]);
+}
+
+#[test]
+fn a_run_that_does_not_look_is_handed_no_more_than_may_wait() {
+    let mut world = World::new();
+    world.max_pending = 2;
+    let holder = world.say("one", OnBusy::Enqueue, None).unwrap().run().unwrap();
+    world.claim();
+    assert_eq!(world.say("two", OnBusy::Steer, None), Ok(How::Steered(holder)));
+    assert_eq!(world.say("three", OnBusy::Steer, None), Ok(How::Steered(holder)));
+    assert!(matches!(world.say("four", OnBusy::Steer, None), Ok(How::Created(_))));
+    let mut world = World::new();
+    let holder = world.say("one", OnBusy::Enqueue, None).unwrap().run().unwrap();
+    world.claim();
+    assert_eq!(world.say(&"x".repeat(600), OnBusy::Steer, None), Ok(How::Steered(holder)));
+    assert_eq!(world.say(&"x".repeat(400), OnBusy::Steer, None), Ok(How::Steered(holder)));
+    assert!(matches!(world.say("x", OnBusy::Steer, None), Ok(How::Created(_))));
+}
+
+#[test]
+fn nothing_joins_a_retry() {
+    let mut world = World::new();
+    let failed = world.say("one", OnBusy::Enqueue, None).unwrap().run().unwrap();
+    world.tell(failed, &Command::Cancel).unwrap();
+    world.say("two", OnBusy::Enqueue, None).unwrap();
+    let retry = world.ask(Occasion::Retry { of: failed, kept: Kept::default() }, OnBusy::Enqueue, "one").unwrap();
+    assert!(matches!(world.say("three", OnBusy::Debounce, None), Ok(How::Created(run)) if Some(run) != retry.run()));
+}
+
+#[test]
 fn an_agent_that_hands_its_thread_off_may_finish() {
     let mut world = World::new();
     world.say("one", OnBusy::Enqueue, None).unwrap();
     world.claim();
     let holder = world.holder();
-    let change = world.found().hand_off("too hard".to_owned(), Some(holder), at(world.now));
+    let change = world.found().hand_off("too hard".to_owned(), Some((holder, 1)), at(world.now));
     world.write(change);
     assert!(world.cancels.is_empty());
     world.rules = Arc::from([FollowUpRule {
@@ -451,12 +512,17 @@ fn an_agent_that_hands_its_thread_off_may_finish() {
 #[test]
 fn an_attempt_that_is_over_hands_nothing_off() {
     let mut world = World::new();
-    let first = world.say("one", OnBusy::Enqueue, None).unwrap().run();
+    let first = world.say("one", OnBusy::Enqueue, None).unwrap().run().unwrap();
     world.claim();
+    let nothing = |world: &World, by| {
+        let change = world.found().hand_off("late".to_owned(), Some(by), at(world.now));
+        assert_eq!((change.thread, change.cancel, change.changed), (world.thread.clone(), None, vec![]));
+    };
+    nothing(&world, (first, 2));
     world.complete();
-    world.say("two", OnBusy::Enqueue, None).unwrap();
-    let change = world.found().hand_off("late".to_owned(), first, at(world.now));
-    assert_eq!((change.thread, change.cancel, change.changed), (world.thread.clone(), None, vec![]));
+    let second = world.say("two", OnBusy::Enqueue, None).unwrap().run().unwrap();
+    nothing(&world, (first, 1));
+    nothing(&world, (second, 0));
 }
 
 #[test]
@@ -627,7 +693,7 @@ proptest! {
         prop_assert_eq!(world.thread.holder, None);
         let mut turns = BTreeMap::<u64, BTreeSet<RunId>>::new();
         for message in &world.messages {
-            if let (Some(turn), Some(run)) = (message.turn, message.run) {
+            if let (Some(turn), Some(run)) = (message.turn, message.run.filter(|run| world.held.contains(run))) {
                 turns.entry(turn).or_default().insert(run);
             }
         }

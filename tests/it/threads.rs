@@ -159,6 +159,12 @@ async fn what_makes_no_sense_is_refused_and_nothing_comes_in() {
         (json!({"agent": "scripted", "content": "x", "on_busy": "wait"}), 400, "invalid_field", "on_busy"),
         (json!({"agent": "scripted", "content": "x", "debounce_ms": 86_400_001}), 400, "invalid_field", "debounce_ms"),
         (json!({"agent": "nobody", "content": "x"}), 400, "unknown_agent", "agent"),
+        (
+            json!({"agent": "scripted", "content": vec![json!({"role": "user", "content": ""}); 1_001]}),
+            400,
+            "invalid_field",
+            "content",
+        ),
     ] {
         let answer = node.post_json(&path, &body).await;
         answer.assert_problem(status, code);
@@ -188,6 +194,14 @@ async fn what_makes_no_sense_is_refused_and_nothing_comes_in() {
     node.get(&format!("/v1/threads/{thread}/stream?after=1")).await.assert_problem(400, "sequence_beyond_log");
     node.get(&format!("/v1/threads/{thread}/stream?from=middle")).await.assert_problem(400, "invalid_field");
     node.get(&format!("/v1/threads/{nobody}/stream")).await.assert_problem(404, "not_found");
+
+    // Who has the thread by then is not known yet.
+    for on_busy in ["reject", "interrupt", "rollback", "debounce", "steer"] {
+        let body = json!({"agent": "scripted", "input": "x", "thread_id": thread, "delay_ms": 1, "on_busy": on_busy});
+        let refused = node.post_json("/v1/runs", &body).await;
+        refused.assert_problem(400, "invalid_field");
+        assert_eq!(refused.json()["field"], "on_busy");
+    }
 
     let run = held(&node, &thread).await;
     node.get(&format!("/v1/threads/{thread}/stream?after=1.1-100000")).await.assert_problem(400, "sequence_beyond_log");
@@ -388,7 +402,7 @@ async fn people_take_a_thread_over_and_give_it_back() {
     assert_eq!((&released.json()["status"], &released.json()["handed_off"]), (&json!("idle"), &json!(null)));
     let back = id_of(&say(&node, &thread, "x", json!({"params": {"say_history": true}})).await["run"]);
     // "first", what was said to it, and what nobody answered.
-    assert_eq!(node.wait_final(&back).await["output"], "h3 x");
+    assert_eq!(node.wait_final(&back).await["output"], "h4 x");
 
     let by_agent = id_of(&say(&node, &thread, "one two", json!({"params": {"hand_off_at": 2}})).await["run"]);
     assert_eq!(node.wait_final(&by_agent).await["output"], "one two", "it goes on itself");

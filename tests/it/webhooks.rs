@@ -256,6 +256,19 @@ async fn a_receiver_that_fails_gets_the_same_webhook_again() {
 }
 
 #[tokio::test]
+async fn news_of_a_thread_say_which() {
+    let node = Node::start(options("")).await;
+    let receiver = Receiver::start(&[]).await;
+    let wish = json!({"url": receiver.url, "events": ["thread.handed_off"]});
+    assert_eq!(node.post_json("/v1/webhooks/endpoints", &wish).await.status, 201);
+    let thread = id_of(&node.post_json("/v1/threads", &json!({})).await.json());
+    node.post_json(&format!("/v1/threads/{thread}/handoff"), &json!({"reason": "angry"})).await;
+    let told = receiver.until(1).await[0].json();
+    let expected = json!({"thread_id": thread, "reason": "angry", "run_id": null});
+    assert_eq!((&told["type"], &told["data"]), (&json!("thread.handed_off"), &expected));
+}
+
+#[tokio::test]
 async fn a_kill_between_the_end_and_the_delivery_loses_nothing() {
     let mut node = Node::start(options("")).await;
     let receiver = Receiver::start(&[Reply::Silence]).await;

@@ -9,7 +9,7 @@ use super::rows::{Columns, limit, plain};
 use crate::run::{Message, RunId, Status, ThreadId};
 use crate::store::spelling::{self, integer, unreadable, words};
 use crate::store::{Conversation, StoreError};
-use crate::thread::{Event, EventKind, Happened, ThreadMessage};
+use crate::thread::{Event, EventKind, Happened, ThreadMessage, Unread};
 
 /// The columns of a message, in the order in which [`read_message`] takes them.
 macro_rules! message {
@@ -120,6 +120,16 @@ fn read_event(row: &Row) -> Result<Event, StoreError> {
     let happened = Happened::from_parts(kind, run, text);
     let happened = happened.ok_or_else(|| unreadable("the log of a thread", format_args!("{:?}", kind.as_str())))?;
     Ok(Event { seq, at, happened })
+}
+
+/// What the run has not looked at.
+pub(super) async fn unread(conn: &Conn, id: RunId) -> Result<Unread, Failure> {
+    let sql = "SELECT count(*), coalesce(sum(octet_length(content)), 0)::bigint FROM runcast_messages \
+         WHERE run_id = $1 AND unread";
+    let rows = conn.query(sql, &[id.as_uuid()]).await?;
+    let Some(row) = rows.first() else { return Ok(Unread::default()) };
+    let mut columns = Columns::of(row);
+    Ok(Unread { messages: columns.number()?, bytes: columns.number()? })
 }
 
 /// Messages wait that the run has not looked at.

@@ -32,7 +32,7 @@ use crate::store::{
     Admission, Admitted, Conversation, Farewell, Followed, HandOff, IdempotencyKey, Moved, NewThread, Patch, Share,
     StoreError, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, TimerKind,
 };
-use crate::thread::{Change, Event, FollowUp, Found, Occasion, Open, Thread, ThreadMessage};
+use crate::thread::{Change, Event, FollowUp, Found, Occasion, OnBusy, Open, Thread, ThreadMessage, Unread};
 
 /// The open runs of thread `$1`, in the order in which rows are locked.
 macro_rules! open {
@@ -94,7 +94,7 @@ impl Locked {
             let run = if run.gathers() { documents.complete(run)? } else { run };
             runs.push(Open { run, reserved_seq, cancel_requested });
         }
-        Ok((Found { thread, open: runs }, before))
+        Ok((Found { thread, open: runs, unread: Unread::default() }, before))
     }
 }
 
@@ -141,7 +141,7 @@ pub(super) async fn follow(
     let was = found.thread.clone();
     let (said, rules) = farewell.map_or((Vec::new(), &[][..]), |farewell| (farewell.said.clone(), &farewell.rules));
     let change = found.moved(after, said, rules, now);
-    if change.thread == was {
+    if change.thread == was && change.turns.is_empty() {
         return Ok(None);
     }
     write(conn, &was, &change, &before, Share::default()).await?;
@@ -184,7 +184,10 @@ async fn admit(
         end(conn).await?;
         return Ok(None);
     }
-    let (found, before) = locked.split()?;
+    let (mut found, before) = locked.split()?;
+    if let (OnBusy::Steer, Some(holder)) = (ask.on_busy, found.thread.holder) {
+        found.unread = messages::unread(conn, holder).await?;
+    }
     let was = found.thread.clone();
     let change = match found.admit(ask) {
         Ok(change) => change,

@@ -24,7 +24,8 @@ use crate::store::{
     ThreadCreated, ThreadDeleted, ThreadNews, TimerKey, TimerKind,
 };
 use crate::thread::{
-    Change, Event, EventKind, FollowUp, Found, HandedOff, Happened, Occasion, Open, Progress, Thread, ThreadMessage,
+    Change, Event, EventKind, FollowUp, Found, HandedOff, Happened, Occasion, OnBusy, Open, Progress, Thread,
+    ThreadMessage, Unread,
 };
 
 const THREAD: &str = "SELECT id, tenant, metadata, state, created_at, active_at, handed_at, handed_reason, handed_by, \
@@ -78,7 +79,7 @@ fn lock(conn: &Connection, id: ThreadId) -> Result<Option<Locked>, StoreError> {
         before.push(Before { id, status: run.status, armed: Armed::of(&run), commit_number, place });
         open.push(Open { run, reserved_seq, cancel_requested });
     }
-    Ok(Some(Locked { found: Found { thread, open }, before }))
+    Ok(Some(Locked { found: Found { thread, open, unread: Unread::default() }, before }))
 }
 
 /// Whether another run than `id` holds thread `thread`.
@@ -105,7 +106,7 @@ pub(super) fn follow(
     let was = found.thread.clone();
     let (said, rules) = farewell.map_or((Vec::new(), &[][..]), |farewell| (farewell.said.clone(), &farewell.rules));
     let change = found.moved(after, said, rules, now);
-    if change.thread == was {
+    if change.thread == was && change.turns.is_empty() {
         return Ok(None);
     }
     write(writer, &was, &change, &before, Share::default())?;
@@ -119,6 +120,16 @@ pub(super) fn has_unread(conn: &Connection, id: RunId) -> Result<bool, StoreErro
     Ok(statement.exists([id.as_bytes()])?)
 }
 
+/// What the run has not looked at.
+fn unread(conn: &Connection, id: RunId) -> Result<Unread, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT count(*), coalesce(sum(length(content)), 0) FROM messages WHERE run_id = ? AND unread = 1",
+    )?;
+    Ok(statement.query_row([id.as_bytes()], |row| {
+        Ok(Unread { messages: unsigned(row.get(0)?), bytes: unsigned(row.get(1)?) })
+    })?)
+}
+
 /// Something comes in.
 pub(super) fn admit(writer: &mut Writer, admission: &Admission) -> Result<Admitted, StoreError> {
     let Admission { tenant, thread, ask, key, max_waiting, share } = admission;
@@ -130,11 +141,14 @@ pub(super) fn admit(writer: &mut Writer, admission: &Admission) -> Result<Admitt
         }
         return existing(writer.conn(), points_to_message(&ask.occasion), id);
     }
-    let Some(Locked { found, before }) =
+    let Some(Locked { mut found, before }) =
         lock(writer.conn(), *thread)?.filter(|locked| locked.found.thread.tenant == *tenant)
     else {
         return Ok(Admitted::Missing);
     };
+    if let (OnBusy::Steer, Some(holder)) = (ask.on_busy, found.thread.holder) {
+        found.unread = unread(writer.conn(), holder)?;
+    }
     let was = found.thread.clone();
     let change = match found.admit(ask) {
         Ok(change) => change,

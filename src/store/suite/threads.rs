@@ -371,7 +371,7 @@ pub(crate) async fn people_take_a_thread_over_and_give_it_back(harness: &mut imp
     assert_eq!(store.release_thread(&tenant(), thread_id(2), now()).await.unwrap(), None);
     assert_eq!(say(store, thread, 5, OnBusy::Enqueue).await.how, How::Created(id(5)));
     let shown = store.conversation(id(5), 9, 1_000).await.unwrap();
-    assert_eq!(texts(&shown.history), ["m1", "m3", "half"], "but not what was never answered");
+    assert_eq!(texts(&shown.history), ["m1", "m2", "m3", "half"], "also what was never answered");
     let log = store.thread_log(thread, 0, 9).await.unwrap();
     assert_eq!(log.len(), 5);
     assert!(matches!(&log[2].happened, Happened::HandedOff { by: None, .. }));
