@@ -41,6 +41,13 @@ pub trait Agent: Send + Sync + 'static {
         None
     }
 
+    /// Called again in the same attempt, with the steps that it has finished by then, it goes on behind what it has
+    /// said, and says nothing twice. That happens when a message is handed to a run that is about to complete. For an
+    /// agent that cannot, another attempt begins in that case, and what it has said since its last step is void.
+    fn goes_on(&self) -> bool {
+        false
+    }
+
     /// Executes one attempt. Must not block its thread: other runs share it.
     async fn run(&self, context: RunContext) -> Result<Answer, AgentError>;
 }

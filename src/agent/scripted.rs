@@ -148,6 +148,10 @@ impl ScriptedAgent {
 
 #[async_trait]
 impl Agent for ScriptedAgent {
+    fn goes_on(&self) -> bool {
+        true
+    }
+
     fn card(&self) -> AgentCard {
         self.card.clone()
     }

@@ -265,7 +265,8 @@ impl RunActor {
         }
     }
 
-    /// Messages were handed to the run at the last moment: its agent goes on with them.
+    /// Messages were handed to the run at the last moment: its agent goes on with them, or begins another attempt, if
+    /// it would say again what it has said.
     fn go_on(&mut self, context: &mut Context<Self>) {
         let (node, run, taken) = (Arc::clone(&self.node), self.run.clone(), Arc::clone(&self.taken));
         let take = async move { take_steers(&node, &run.spec, run.attempt, run.steps, &taken).await };
@@ -275,9 +276,13 @@ impl RunActor {
             }
             match actor.late_end.take() {
                 Some(command) => actor.change(Change::End(command), context),
-                None => {
+                None if actor.node.agents.get(&actor.run.spec.agent).is_some_and(|agent| agent.goes_on()) => {
                     actor.log.unseal();
                     actor.start_agent(context);
+                }
+                None => {
+                    let attempt = actor.run.attempt;
+                    actor.change(Change::End(Command::Release { attempt }), context);
                 }
             }
         }));

@@ -216,7 +216,7 @@ pub enum RetryReason {
     TransientError,
     /// Its worker is gone.
     WorkerLost,
-    /// Its worker shut down and let it go.
+    /// Its worker shut down and let it go, or its agent was handed a message that it did not look for.
     Released,
     /// Its worker could not reach the store for longer than its lease.
     Suspended,

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Node, Options, assert_promise, eventually, finished_process, said};
+use crate::harness::{Node, Options, assert_promise, eventually, finished_process, id_of, said};
 
 /// The section of an agent that is a script of the shell.
 fn agent(name: &str, script: &str, more: &str) -> String {
@@ -318,6 +318,33 @@ async fn a_program_is_handed_what_is_said_to_its_run() {
     let steers: Value =
         serde_json::from_str(&std::fs::read_to_string(node.directory().join("steers.json")).unwrap()).unwrap();
     assert_eq!(steers, json!({"type": "steers", "messages": [{"role": "user", "content": "and this"}]}));
+}
+
+#[tokio::test]
+async fn what_a_program_does_not_ask_for_it_is_given_by_another_attempt() {
+    let script = r#"read -r start
+        printf '%s\n' "$start" >> starts
+        echo '{"type":"token","text":"ready"}'
+        until [ -e said ]; do sleep 0.02; done
+        echo '{"type":"complete","output":"done"}'"#;
+    let node = Node::start(node(&agent("mine", script, "on_busy = \"steer\""))).await;
+    let thread = id_of(&node.post_json("/v1/threads", &json!({})).await.json());
+    let path = format!("/v1/threads/{thread}/messages");
+    let id = id_of(&node.post_json(&path, &json!({"agent": "mine", "content": "begin"})).await.json()["run"]);
+    node.until_said(&id, 1).await;
+    let steered = node.post_json(&path, &json!({"agent": "mine", "content": "and this"})).await.json();
+    assert_eq!(steered["how"], "steered");
+    std::fs::write(node.directory().join("said"), "").unwrap();
+    let run = node.wait_final(&id).await;
+    assert_eq!((&run["status"], &run["attempt"]), (&json!("completed"), &json!(2)));
+    let starts: Vec<Value> =
+        lines(&node.directory().join("starts")).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let handed = json!([{"after_step": 0, "message": {"role": "user", "content": "and this"}}]);
+    assert_eq!(starts.iter().map(|start| &start["steers"]).collect::<Vec<_>>(), [&json!([]), &handed]);
+    // What the first has said is void.
+    let events = node.events(&id).await;
+    let retried = events.iter().find(|event| event.kind == "run.retrying").expect("another attempt");
+    assert_eq!((&retried.data["reason"], retried.data["void_after"].is_u64()), (&json!("released"), true));
 }
 
 #[tokio::test]

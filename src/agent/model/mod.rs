@@ -357,6 +357,10 @@ fn instruction(text: &str) -> Message {
 
 #[async_trait]
 impl Agent for ModelAgent {
+    fn goes_on(&self) -> bool {
+        true
+    }
+
     fn card(&self) -> AgentCard {
         let options = &self.options;
         AgentCard {
