@@ -31,6 +31,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A node that has had no room for so long fetches no deliveries.
 const FULL: Duration = Duration::from_millis(250);
 
+/// How much longer than a claim that passed over all that limits keep waiting the node rests behind it, and how long at
+/// the most: what comes meanwhile is claimed together.
+const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_millis(250);
+
 /// How often runs are looked for while nobody can be woken.
 const UNWOKEN: Duration = Duration::from_secs(1);
 
@@ -60,6 +65,8 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
     let prefetch = NonZeroU16::new(BATCH as u16).unwrap_or(NonZeroU16::MIN);
     let queues: Vec<_> = node.executed.iter().map(|(agent, version)| queue(agent, version)).collect();
     let mut consumer = None;
+    // The last claim has taken all that the limits let begin, for so many deliveries and more.
+    let mut drained = false;
     loop {
         let permit = match tokio::time::timeout(FULL, Arc::clone(room).acquire_owned()).await {
             Ok(Ok(permit)) => permit,
@@ -103,12 +110,20 @@ async fn consume(node: &Arc<Node>, room: &Arc<Semaphore>) {
             }
         };
         while deliveries.len() < BATCH {
-            let Ok(permit) = Arc::clone(room).try_acquire_owned() else { break };
+            let permit = Arc::clone(room).try_acquire_owned().ok();
+            if permit.is_none() && !drained {
+                break;
+            }
             let Some(delivery) = consumer.try_next() else { break };
-            permits.push(permit);
+            permits.extend(permit);
             deliveries.push(delivery);
         }
-        take_whole(node, deliveries, permits).await;
+        let asked = Instant::now();
+        drained = take_whole(node, deliveries, permits).await && !node.limits.is_empty();
+        if drained {
+            // It has looked at everything that limits keep waiting, which may be much.
+            tokio::time::sleep((asked.elapsed() * REST).min(LONGEST_REST)).await;
+        }
     }
 }
 
@@ -147,20 +162,23 @@ async fn claim_unwoken(node: &Arc<Node>, room: &Arc<Semaphore>) {
     }
 }
 
-/// Claims and starts; not to be cut off between the claim and its hand-over.
-async fn take_whole(node: &Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) {
-    if actix::spawn(take(Arc::clone(node), deliveries, permits)).await.is_err() {
+/// Claims and starts; not to be cut off between the claim and its hand-over. Whether there was less than there was room
+/// for.
+async fn take_whole(node: &Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) -> bool {
+    actix::spawn(take(Arc::clone(node), deliveries, permits)).await.unwrap_or_else(|_| {
         tracing::error!("a claim panicked; its runs are recovered later");
-    }
+        false
+    })
 }
 
-async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) {
+async fn take(node: Arc<Node>, mut deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) -> bool {
+    let room = permits.len();
     let claim = Claim {
         node: Arc::clone(&node.name),
         agents: Arc::clone(&node.executed),
         turn: node.turn.load(Ordering::Relaxed),
         limits: Arc::clone(&node.limits),
-        room: permits.len(),
+        room,
         reserve: node.settings.reserve,
         lease: node.settings.lease,
         now: node.clock.now(),
@@ -170,13 +188,18 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
         Ok(claimed) => {
             node.outage.is_over();
             pass_turn(&node, &claimed);
+            let drained = claimed.len() < room;
             start(&node, claimed, permits, asked).await;
+            // There may be more for those that there was no room for.
+            let more = if drained { Vec::new() } else { deliveries.split_off(room.min(deliveries.len())) };
+            give_back(more, Duration::ZERO).await;
             // A delivery that is not acknowledged comes again and finds nothing to claim, which is no error.
             for acknowledged in join_all(deliveries.into_iter().map(Delivery::ack)).await {
                 if let Err(refused) = acknowledged {
                     tracing::debug!(error = %refused.error, "a delivery was not acknowledged");
                 }
             }
+            drained
         }
         Err(error) => {
             node.outage.felt("cannot claim runs", &error);
@@ -184,12 +207,17 @@ async fn take(node: Arc<Node>, deliveries: Vec<Delivery>, permits: Vec<OwnedSema
                 // It may have happened all the same.
                 *node.unsure.lock() = Some(Instant::now());
             }
-            for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(PAUSE))).await {
-                if let Err(refused) = returned {
-                    tracing::debug!(error = %refused.error, "a delivery was not returned");
-                }
-            }
+            give_back(deliveries, PAUSE).await;
             tokio::time::sleep(PAUSE).await;
+            false
+        }
+    }
+}
+
+async fn give_back(deliveries: Vec<Delivery>, wait: Duration) {
+    for returned in join_all(deliveries.into_iter().map(|delivery| delivery.nack(wait))).await {
+        if let Err(refused) = returned {
+            tracing::debug!(error = %refused.error, "a delivery was not returned");
         }
     }
 }

@@ -132,13 +132,13 @@ async fn wake_forgotten(
     node: &Arc<Node>,
     unserved: &mut BTreeSet<(String, String)>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let queued = node.store.queued().await?;
+    let queued = node.store.queued(&node.limits).await?;
     let served = |queued: &Queued| {
         let here = node.executed.iter().any(|(agent, version)| (agent, version) == (&queued.agent, &queued.version));
         here || node.peers.offered(&queued.agent, &queued.version)
     };
     let (queued, nobodys): (Vec<_>, Vec<_>) = queued.into_iter().partition(served);
-    for Queued { agent, version, runs } in &nobodys {
+    for Queued { agent, version, runs, .. } in &nobodys {
         if !unserved.contains(&(agent.clone(), version.clone())) {
             tracing::warn!(agent, version, runs, "runs are queued for an agent that no worker has");
         }
@@ -147,9 +147,9 @@ async fn wake_forgotten(
     let queues: Vec<_> = queued.iter().map(|queued| queue(&queued.agent, &queued.version)).collect();
     let depths = node.broker.depths(&queues).await?;
     let mut left = WAKES;
-    for ((Queued { runs, agent, .. }, depth), queue) in queued.iter().zip(depths).zip(&queues) {
-        // What is outstanding may be held by a node that is dead, or full. Too many wake-ups do no harm.
-        let missing = runs.saturating_sub(depth.ready).min(left);
+    for ((Queued { runs, free, agent, .. }, depth), queue) in queued.iter().zip(depths).zip(&queues) {
+        // What is outstanding may be held by a node that is dead, or full. A few wake-ups too many do no harm.
+        let missing = free.saturating_sub(depth.ready).min(left);
         left -= missing;
         for _ in 0..missing {
             node.broker.publish(queue, Bytes::new()).await?;

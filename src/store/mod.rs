@@ -147,8 +147,9 @@ pub trait RunStore: Send + Sync + 'static {
     /// How the logs of `runs` stand, in any order; runs that do not exist are left out.
     async fn heads(&self, runs: &[RunId]) -> Result<Vec<Head>, StoreError>;
 
-    /// How many runs are queued for each agent and version; agents without any are left out.
-    async fn queued(&self) -> Result<Vec<Queued>, StoreError>;
+    /// How many runs are queued for each agent and version, and how many of these the limits let begin; agents without
+    /// any are left out.
+    async fn queued(&self, limits: &Arc<Limits>) -> Result<Vec<Queued>, StoreError>;
 
     /// How much waits where.
     async fn depths(&self) -> Result<Depths, StoreError>;
@@ -291,6 +292,8 @@ pub struct Queued {
     pub version: String,
     /// How many runs are queued for it.
     pub runs: u64,
+    /// How many of these could begin, as far as limits go.
+    pub free: u64,
 }
 
 /// How much waits where.

@@ -14,6 +14,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
+use super::Queued;
 use crate::run::{RunId, Spec, Tenant};
 
 /// How far one run moves a tenant of weight 1 back. 2^43 runs go by before ranks run out.
@@ -257,6 +258,34 @@ impl Limits {
     }
 }
 
+/// Queued runs of an agent and version that are the same to the limits: tenants and keys that have none are left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Alike {
+    pub(super) agent: String,
+    pub(super) version: String,
+    pub(super) tenant: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) runs: u64,
+}
+
+/// Adds up what is queued for each agent and version, and what of it the limits let begin besides what is `running`.
+pub(super) fn add_up(alike: Vec<Alike>, limits: &Limits, mut running: Running) -> Vec<Queued> {
+    let mut queued = BTreeMap::<(String, String), (u64, u64)>::new();
+    for Alike { agent, version, tenant, key, runs } in alike {
+        let left = |limit: Option<&u64>, count: u64| limit.map_or(u64::MAX, |limit| limit.saturating_sub(count));
+        let of_tenant = tenant.as_ref().map(|name| left(limits.tenants.get(name), running.of_tenant(name)));
+        let of_key = key.as_ref().map(|key| left(limits.keys.get(&agent), running.of_key(&agent, key)));
+        let of_agent = left(limits.agents.get(&agent), running.of_agent(&agent));
+        let free = [of_tenant, of_key, Some(of_agent)].into_iter().flatten().fold(runs, u64::min);
+        running.add_agent(&agent, free);
+        tenant.iter().for_each(|tenant| running.add_tenant(tenant, free));
+        key.iter().for_each(|key| running.add_key(&agent, key, free));
+        let sums = queued.entry((agent, version)).or_default();
+        *sums = (sums.0 + runs, sums.1 + free);
+    }
+    queued.into_iter().map(|((agent, version), (runs, free))| Queued { agent, version, runs, free }).collect()
+}
+
 /// How many runs are running, by what limits go by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Running {
@@ -268,11 +297,7 @@ pub(super) struct Running {
 impl Running {
     /// One more.
     pub(super) fn add(&mut self, subject: Subject<'_>) {
-        increase(&mut self.tenants, subject.tenant, 1);
-        increase(&mut self.agents, subject.agent, 1);
-        if let Some(key) = subject.key {
-            self.add_key(subject.agent, key, 1);
-        }
+        self.add_alike(subject, 1);
     }
 
     /// One less. What is counted no more is forgotten.
@@ -286,6 +311,15 @@ impl Running {
             if keys.is_empty() {
                 self.keys.remove(subject.agent);
             }
+        }
+    }
+
+    /// So many more that are all the same to limits.
+    pub(super) fn add_alike(&mut self, subject: Subject<'_>, runs: u64) {
+        self.add_tenant(subject.tenant, runs);
+        self.add_agent(subject.agent, runs);
+        if let Some(key) = subject.key {
+            self.add_key(subject.agent, key, runs);
         }
     }
 

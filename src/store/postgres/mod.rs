@@ -60,8 +60,8 @@ use self::lane::Lane;
 use self::link::{Link, Share};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Delivery,
-    DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch, Head, Held, IdempotencyKey, NewRun,
-    NodeStore, Proposal, Queued, Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated,
+    DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch, Head, Held, IdempotencyKey, Limits,
+    NewRun, NodeStore, Proposal, Queued, Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated,
     ScheduleStore, Settled, StoreError, Stored, TenantDepths, ThreadNews, TimerKey, Transition, WebhookStore,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
@@ -261,8 +261,8 @@ impl RunStore for PostgresStore {
         self.run(|conn| async move { runs::heads(&conn, runs).await }).await
     }
 
-    async fn queued(&self) -> Result<Vec<Queued>, StoreError> {
-        self.run(|conn| async move { runs::queued(&conn).await }).await
+    async fn queued(&self, limits: &Arc<Limits>) -> Result<Vec<Queued>, StoreError> {
+        self.run(|conn| async move { runs::queued(&conn, limits).await }).await
     }
 
     async fn depths(&self) -> Result<Depths, StoreError> {

@@ -12,7 +12,8 @@ use super::conn::Conn;
 use super::error::Failure;
 use super::rows::{Columns, Found, LOAD, limit, line, plain};
 use crate::run::{Reason, RunId, Status, Tenant, Timestamp};
-use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError, Stored, TenantDepths};
+use crate::store::shares::{Alike, Running, Subject, add_up};
+use crate::store::{Deleted, Depths, Head, Held, Limits, Queued, RunFilter, StoreError, Stored, TenantDepths};
 
 /// The tenant's run `id`.
 pub(super) async fn get(conn: &Conn, tenant: &Tenant, id: RunId) -> Result<Option<Stored>, Failure> {
@@ -189,16 +190,34 @@ pub(super) async fn heads(conn: &Conn, runs: &[RunId]) -> Result<Vec<Head>, Fail
     Ok(heads.collect::<Result<_, StoreError>>()?)
 }
 
-/// How many runs are queued for each agent and version.
-pub(super) async fn queued(conn: &Conn) -> Result<Vec<Queued>, Failure> {
-    const QUEUED: &str = "SELECT agent, agent_version, count(*) FROM runcast_runs WHERE status = 'queued' \
-         GROUP BY agent, agent_version";
-    let rows = conn.query(QUEUED, &[]).await?;
-    let queued = rows.iter().map(|row| {
+/// How many runs are queued for each agent and version, and how many of these the limits let begin.
+pub(super) async fn queued(conn: &Conn, limits: &Limits) -> Result<Vec<Queued>, Failure> {
+    const QUEUED: &str = "SELECT agent, agent_version, CASE WHEN tenant = ANY ($1::text[]) THEN tenant END, \
+         CASE WHEN agent = ANY ($2::text[]) THEN concurrency_key END, count(*) FROM runcast_runs \
+         WHERE status = 'queued' GROUP BY 1, 2, 3, 4";
+    const UNLIMITED: &str = "SELECT agent, agent_version, NULL::text, NULL::text, count(*) FROM runcast_runs \
+         WHERE status = 'queued' GROUP BY agent, agent_version";
+    const RUNNING: &str = "SELECT tenant, agent, concurrency_key, count(*) FROM runcast_runs WHERE status = 'running' \
+         GROUP BY tenant, agent, concurrency_key";
+    let named = |names: &BTreeMap<String, u64>| names.keys().map(|name| plain(name).into_owned()).collect::<Vec<_>>();
+    let mut running = Running::default();
+    let rows = if limits.is_empty() {
+        conn.query(UNLIMITED, &[]).await?
+    } else {
+        for row in conn.query(RUNNING, &[]).await? {
+            let mut columns = Columns::of(&row);
+            let (tenant, agent, key): (String, String, Option<String>) =
+                (columns.take()?, columns.take()?, columns.take()?);
+            running.add_alike(Subject { tenant: &tenant, agent: &agent, key: key.as_deref() }, columns.number()?);
+        }
+        conn.query(QUEUED, &[&named(&limits.tenants), &named(&limits.keys)]).await?
+    };
+    let alike = rows.iter().map(|row| {
         let mut columns = Columns::of(row);
-        Ok(Queued { agent: columns.take()?, version: columns.take()?, runs: columns.number()? })
+        let (agent, version, tenant) = (columns.take()?, columns.take()?, columns.take()?);
+        Ok(Alike { agent, version, tenant, key: columns.take()?, runs: columns.number()? })
     });
-    Ok(queued.collect::<Result<_, StoreError>>()?)
+    Ok(add_up(alike.collect::<Result<_, StoreError>>()?, limits, running))
 }
 
 /// What each tenant has queued and running.

@@ -56,9 +56,9 @@ use self::writer::{Counts, Writer};
 use super::{
     Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
     DeadLetterStore, Deleted, Delivery, DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch,
-    HandOff, Head, Held, IdempotencyKey, Moved, NewRun, NewThread, NodeStore, Patch, Proposal, Queued, Redelivered,
-    RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore, Settled, StoreError, Stored,
-    TenantDepths, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, Transition, WebhookStore,
+    HandOff, Head, Held, IdempotencyKey, Limits, Moved, NewRun, NewThread, NodeStore, Patch, Proposal, Queued,
+    Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore, Settled, StoreError,
+    Stored, TenantDepths, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, Transition, WebhookStore,
 };
 use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
 use crate::thread::{Event, Thread, ThreadMessage};
@@ -313,8 +313,9 @@ impl RunStore for SqliteStore {
         self.reads.call(move |conn| runs::heads(conn, &runs)).await
     }
 
-    async fn queued(&self) -> Result<Vec<Queued>, StoreError> {
-        self.reads.call(|conn| runs::queued(conn)).await
+    async fn queued(&self, limits: &Arc<Limits>) -> Result<Vec<Queued>, StoreError> {
+        let limits = Arc::clone(limits);
+        self.reads.call(move |conn| runs::queued(conn, &limits)).await
     }
 
     async fn depths(&self) -> Result<Depths, StoreError> {

@@ -9,8 +9,9 @@ use super::rows::{Found, load, run_id};
 use super::webhooks;
 use super::writer::COUNTED;
 use crate::run::{Reason, RunId, Status, Tenant};
-use crate::store::spelling::unsigned;
-use crate::store::{Deleted, Depths, Head, Held, Queued, RunFilter, StoreError, TenantDepths};
+use crate::store::shares::{Alike, Running, Subject, add_up};
+use crate::store::spelling::{json, unsigned};
+use crate::store::{Deleted, Depths, Head, Held, Limits, Queued, RunFilter, StoreError, TenantDepths};
 
 /// The tenant's run `id`.
 pub(super) fn get(conn: &Connection, tenant: &Tenant, id: RunId) -> Result<Option<Found>, StoreError> {
@@ -199,15 +200,32 @@ pub(super) fn heads(conn: &mut Connection, runs: &[RunId]) -> Result<Vec<Head>, 
     Ok(heads)
 }
 
-/// How many runs are queued for each agent and version.
-pub(super) fn queued(conn: &Connection) -> Result<Vec<Queued>, StoreError> {
-    let mut statement = conn.prepare_cached(
-        "SELECT agent, agent_version, count(*) FROM runs INDEXED BY runs_queued WHERE status = 'queued' \
-         GROUP BY agent, agent_version",
+/// How many runs are queued for each agent and version, and how many of these the limits let begin.
+pub(super) fn queued(conn: &mut Connection, limits: &Limits) -> Result<Vec<Queued>, StoreError> {
+    let snapshot = conn.transaction()?;
+    let named = |names: &BTreeMap<String, u64>| json(&names.keys().collect::<Vec<_>>());
+    let mut running = Running::default();
+    if !limits.is_empty() {
+        let mut statement = snapshot.prepare_cached(
+            "SELECT tenant, agent, concurrency_key, count(*) FROM runs INDEXED BY runs_by_status \
+             WHERE status = 'running' GROUP BY tenant, agent, concurrency_key",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (tenant, agent, key): (String, String, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            running.add_alike(Subject { tenant: &tenant, agent: &agent, key: key.as_deref() }, unsigned(row.get(3)?));
+        }
+    }
+    let mut statement = snapshot.prepare_cached(
+        "SELECT agent, agent_version, CASE WHEN tenant IN (SELECT value FROM json_each(?)) THEN tenant END, \
+         CASE WHEN agent IN (SELECT value FROM json_each(?)) THEN concurrency_key END, count(*) \
+         FROM runs INDEXED BY runs_queued WHERE status = 'queued' GROUP BY 1, 2, 3, 4",
     )?;
-    let queued = statement
-        .query_map([], |row| Ok(Queued { agent: row.get(0)?, version: row.get(1)?, runs: unsigned(row.get(2)?) }))?;
-    Ok(queued.collect::<Result<_, _>>()?)
+    let alike = statement.query_map([named(&limits.tenants)?, named(&limits.keys)?], |row| {
+        let (agent, version, tenant, key) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        Ok(Alike { agent, version, tenant, key, runs: unsigned(row.get(4)?) })
+    })?;
+    Ok(add_up(alike.collect::<Result<_, _>>()?, limits, running))
 }
 
 /// How much waits where, but for what the counts know: those of queued runs by priority, of scheduled

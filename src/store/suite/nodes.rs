@@ -1,12 +1,14 @@
 //! What nodes need of a store that is not one run's: leases, how things stand, dead letters, agreement.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::Harness;
 use super::kit::*;
 use crate::run::{Command, Retry, RunId, Spec, Status};
-use crate::store::{Committed, DeadLetter, Depths, Discard, Head, Held, Proposal, Queued};
+use crate::store::{Committed, DeadLetter, Depths, Discard, Head, Held, Limits, Proposal, Queued};
 
 pub(crate) async fn an_owner_extends_what_is_still_its_own(harness: &mut dyn Harness) {
     let store = harness.store();
@@ -67,11 +69,27 @@ pub(crate) async fn queued_runs_are_counted_by_agent_and_version(harness: &mut d
     }
     create_due(&*store, Spec { agent: "late".into(), ..spec(5) }, Some(seconds(2_000))).await;
     claim(&*store, 1).await;
-    let mut queued = store.queued().await.unwrap();
-    queued.sort();
-    let expected = [("chat", "2", 2), ("mail", "1", 1)];
-    let expected = expected.map(|(agent, version, runs)| Queued { agent: agent.into(), version: version.into(), runs });
-    assert_eq!(queued, expected);
+    let queued =
+        |agent: &str, version: &str, runs, free| Queued { agent: agent.into(), version: version.into(), runs, free };
+    let found = async |limits| {
+        let mut queued = store.queued(&Arc::new(limits)).await.unwrap();
+        queued.sort();
+        queued
+    };
+    let all = [queued("chat", "2", 2, 2), queued("mail", "1", 1, 1)];
+    assert_eq!(found(Limits::default()).await, all);
+    let limit = |name: &str, most| [(name.to_owned(), most)].into();
+    // One of the agent's runs is running, of the first version.
+    let agents = Limits { agents: limit("chat", 2), ..Limits::default() };
+    assert_eq!(found(agents).await, [queued("chat", "2", 2, 1), queued("mail", "1", 1, 1)]);
+    let tenants = Limits { tenants: limit(tenant().as_str(), 1), ..Limits::default() };
+    assert_eq!(found(tenants).await, [queued("chat", "2", 2, 0), queued("mail", "1", 1, 0)]);
+    let keyed = |number| Spec { agent: "mail".into(), concurrency_key: Some("k".into()), ..spec(number) };
+    for number in [6, 7] {
+        create(&*store, keyed(number)).await;
+    }
+    let keys = Limits { keys: limit("mail", 1), tenants: limit("nobody", 0), ..Limits::default() };
+    assert_eq!(found(keys).await, [queued("chat", "2", 2, 2), queued("mail", "1", 3, 2)]);
 }
 
 pub(crate) async fn depths_tell_what_waits_where(harness: &mut dyn Harness) {
