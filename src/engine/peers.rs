@@ -156,6 +156,13 @@ impl Peers {
 }
 
 impl Node {
+    /// Another node has an agent of this name, or may have: one that has just begun knows nobody yet, and whoever has
+    /// it may be being restarted since `at`.
+    pub(crate) fn may_be_elsewhere(&self, agent: &str, at: Timestamp, now: Timestamp) -> bool {
+        let known_by = at.max(self.peers.started_at).after(self.settings.schedule_grace);
+        self.peers.have(agent) || (self.shared && now < known_by)
+    }
+
     /// This node's card.
     pub(crate) fn card(&self) -> NodeCard {
         let known = self.peers.known.read();

@@ -246,7 +246,11 @@ async fn try_fire(engine: &Engine, timer: TimerKey, number: u64) -> Result<(), L
             let Firing { runs, next: next_at } = firing;
             next.next_at = next_at;
             if runs {
-                match create(engine, &stored, run).await? {
+                let created = match create(engine, &stored, run, planned).await {
+                    Err(Later::Refused(error)) => return put_off(engine, stored, error).await,
+                    created => created?,
+                };
+                match created {
                     Ok(run) => next.last_run = Some(run),
                     Err(error) => {
                         tracing::warn!(schedule = %stored.id, %error, "a schedule fired and no run was accepted");
@@ -268,14 +272,36 @@ async fn try_fire(engine: &Engine, timer: TimerKey, number: u64) -> Result<(), L
     Ok(())
 }
 
+/// No run is accepted now: says so in the schedule, unless that says so already, and has it tried again.
+async fn put_off(engine: &Engine, stored: Schedule, error: CreateError) -> Result<(), Later> {
+    let (node, text) = (&engine.node, error.to_string());
+    let elsewhere = matches!(error, CreateError::UnknownAgent { .. } | CreateError::Draining);
+    if elsewhere || stored.last_error.as_ref() == Some(&text) {
+        return Err(Later::Refused(error));
+    }
+    tracing::warn!(schedule = %stored.id, %error, "a schedule cannot fire now; it is tried again and again");
+    let told = Schedule { number: stored.number + 1, last_error: Some(text), ..stored };
+    if node.store.advance_schedule(told.clone()).await? {
+        arm(node, &told);
+    }
+    Ok(())
+}
+
 /// Creates the run of a firing, if it is not there; returns which it is. The inner error is for good.
-async fn create(engine: &Engine, schedule: &Schedule, run: RunId) -> Result<Result<RunId, CreateError>, Later> {
+async fn create(
+    engine: &Engine,
+    schedule: &Schedule,
+    run: RunId,
+    planned: Timestamp,
+) -> Result<Result<RunId, CreateError>, Later> {
     let label = (LABEL.to_owned(), schedule.id.to_string());
     match engine.create_as(run, wish(schedule), label).await {
         // In a thread another run may have been given it.
         Ok((stored, _)) => Ok(Ok(stored.run.spec.id)),
-        // A node that has the agent will do it; during a deploy this one may not have it yet.
-        Err(error @ CreateError::UnknownAgent { .. }) if engine.node.peers.have(&schedule.request.agent) => {
+        // A node that has the agent will do it.
+        Err(error @ CreateError::UnknownAgent { .. })
+            if engine.node.may_be_elsewhere(&schedule.request.agent, planned, engine.now()) =>
+        {
             Err(Later::Refused(error))
         }
         Err(CreateError::Store(error @ StoreError::Corrupt(_))) => Ok(Err(error.into())),
