@@ -19,6 +19,9 @@ use crate::store::{Changed, Followed, Queued, StoreError, Transition};
 /// How many runs are recovered in one transaction.
 const BATCH: usize = 256;
 
+/// Between two batches of old idempotency keys.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// How many wake-ups a sweep sends at most.
 const WAKES: u64 = 10_000;
 
@@ -109,8 +112,16 @@ pub(crate) async fn sweep(node: Arc<Node>, stop: CancellationToken) {
         }
         let now = node.clock.now();
         let before = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
-        if let Err(error) = node.store.forget_keys(before, BATCH * 16).await {
-            tracing::debug!(%error, "cannot forget old idempotency keys");
+        while !stop.is_cancelled() {
+            match node.store.forget_keys(before, BATCH * 16).await {
+                Ok(forgotten) if forgotten < BATCH as u64 * 16 => break,
+                // Others write in between.
+                Ok(_) => tokio::time::sleep(PAUSE).await,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot forget old idempotency keys");
+                    break;
+                }
+            }
         }
         stop.run_until_cancelled(tokio::time::sleep(node.settings.sweep_interval)).await;
     }

@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// Changes what `change` changes of the tenant's schedule `id`: of its expression, zone, request, policy, and
-    /// whether it is enabled. A firing that is due already goes on as it was.
+    /// whether it is enabled. With another expression or zone it is planned anew from now on.
     pub async fn change_schedule(
         &self,
         tenant: &Tenant,

@@ -28,6 +28,9 @@ use crate::thread::{Event, Happened, MOST_OPEN, Position};
 /// How often the store is looked at, in case an announcement got lost.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// And how often where there are no other nodes.
+const ALONE: Duration = Duration::from_secs(10);
+
 /// How long the broker may take to confirm a watch. Without one the store is looked at.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -243,6 +246,7 @@ impl ThreadStream {
                 self.looked = Instant::now();
                 self.reading = Some(self.source.clone().read(self.position.last, room).boxed());
             }
+            let look = self.looked + self.look_every();
             let frames = tokio::select! {
                 Some((entry, piece)) = self.viewers.next() => match piece {
                     Some(frames) => self.rewritten(entry, &frames),
@@ -266,7 +270,7 @@ impl ThreadStream {
                     }
                     continue;
                 }
-                () = sleep_until(self.looked + LOOK) => {
+                () = sleep_until(look) => {
                     self.look = true;
                     self.looked = Instant::now();
                     if self.watch.is_none() && self.watching.is_none() {
@@ -282,6 +286,11 @@ impl ThreadStream {
                 return Some(frames);
             }
         }
+    }
+
+    /// How often the store is looked at unasked: an announcement of another node may be lost, one of this node's is not.
+    fn look_every(&self) -> Duration {
+        if self.source.node.shared || self.watch.is_none() { LOOK } else { ALONE }
     }
 
     /// The frames of the run of `entry`, as they are shown here.
