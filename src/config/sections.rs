@@ -356,7 +356,8 @@ section! {
         pub attempts: u32 = 10 => Int(1, 100);
         /// How long a receiver may take to answer. One that does more than to note what came should do it later.
         pub timeout: Duration = s(15) => Span(ms(100), s(120));
-        /// Webhooks that are under way at once; an eighth of them to one host, so that a slow one does not hold up all.
+        /// Webhooks that are under way at once; an eighth of them to one host, so that a slow one does not hold up all,
+        /// and all but an eighth for one tenant.
         pub concurrency: usize = 64 => Int(1, 1_024);
         /// How long deliveries are kept that were taken or given up, to be listed or sent again.
         pub keep: Duration = s(7 * 86_400) => Span(s(1), s(31_557_600));

@@ -21,6 +21,7 @@ mod leases;
 mod mailbox;
 mod outage;
 mod peers;
+mod places;
 mod recovery;
 mod retention;
 mod run_actor;

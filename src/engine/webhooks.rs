@@ -5,12 +5,10 @@
 //! deliveries of a node that is gone are sent, too. A delivery may be sent twice, when a node dies between the two;
 //! its id is the same then.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use reqwest::Url;
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -20,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::create::{CreateError, invalid};
+use super::places::Places;
 use super::recovery::KEY_KEPT;
 use super::{Engine, Key, Node};
 use crate::run::{Backoff, Status, Tenant, Timestamp, Webhook, WebhookEvent};
@@ -51,7 +50,7 @@ const PACE: Duration = Duration::from_millis(50);
 /// The most deliveries claimed at once.
 const BATCH: usize = 64;
 
-/// What a delivery waits for whose host is busy, and for the store: from half of it to one and a half.
+/// What a delivery waits for the store: from half of it to one and a half.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a delivery waits for the master key.
@@ -82,7 +81,7 @@ pub struct WebhookParts {
     pub render: fn(&Stored) -> Option<Box<RawValue>>,
     /// How often a delivery is tried, at least once.
     pub attempts: u32,
-    /// How many calls may be under way at once; an eighth of it to one host.
+    /// How many calls may be under way at once; an eighth of it to one host, and all but an eighth for one tenant.
     pub concurrency: usize,
     /// How long deliveries are kept that have ended.
     pub keep: Duration,
@@ -92,8 +91,8 @@ pub struct WebhookParts {
 pub(crate) struct Webhooks {
     parts: WebhookParts,
     woken: Notify,
-    /// How many calls are under way to each host.
-    busy: Mutex<HashMap<String, usize>>,
+    /// The calls that are under way.
+    places: Places,
     stop: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -146,9 +145,9 @@ pub struct EndpointWish {
 impl Webhooks {
     pub(crate) fn new(parts: WebhookParts) -> Self {
         Self {
+            places: Places::new(parts.concurrency),
             parts,
             woken: Notify::new(),
-            busy: Mutex::default(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -184,32 +183,10 @@ impl Webhooks {
         }
     }
 
-    /// A place for a call to `host`, if it has one.
-    fn place(&self, host: &str) -> Option<Place<'_>> {
-        let most = self.parts.concurrency.div_ceil(8);
-        let mut busy = self.busy.lock();
-        let calls = busy.entry(host.to_owned()).or_default();
-        if *calls >= most {
-            return None;
-        }
-        *calls += 1;
-        Some(Place { webhooks: self, host: host.to_owned() })
-    }
-}
-
-/// A call to a host, for as long as it takes.
-struct Place<'a> {
-    webhooks: &'a Webhooks,
-    host: String,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut busy = self.webhooks.busy.lock();
-        match busy.get_mut(&self.host) {
-            Some(calls) if *calls > 1 => *calls -= 1,
-            Some(_) | None => drop(busy.remove(&self.host)),
-        }
+    /// The host of a URL; nothing, if it may not be called.
+    fn host(&self, url: &str) -> String {
+        let parsed = self.parts.client.guard().check(url);
+        parsed.as_ref().ok().and_then(Url::host_str).unwrap_or_default().to_owned()
     }
 }
 
@@ -343,6 +320,14 @@ async fn attempt(node: &Node, due: &Due) -> Attempt {
     if delivery.endpoint.is_some() && endpoint.as_ref().is_none_or(|endpoint| !endpoint.enabled) {
         return given_up(DISABLED);
     }
+    // Before anything is read for it: that of an endpoint is known.
+    let mut place = None;
+    if let Some(endpoint) = endpoint {
+        match webhooks.places.enter(&delivery.tenant, &webhooks.host(&endpoint.url)) {
+            Ok(found) => place = Some(found),
+            Err(wait) => return postponed(wait),
+        }
+    }
     let stored = match delivery.run {
         None => None,
         Some(run) => match node.store.get(&delivery.tenant, run).await {
@@ -372,9 +357,13 @@ async fn attempt(node: &Node, due: &Due) -> Attempt {
     });
     let Some(body) = body.map(Bytes::from) else { return given_up("what is to be told cannot be written") };
 
-    let parsed = webhooks.parts.client.guard().check(url);
-    let host = parsed.as_ref().ok().and_then(Url::host_str).unwrap_or_default();
-    let Some(place) = webhooks.place(host) else { return postponed(AGAIN) };
+    let place = match place {
+        Some(place) => place,
+        None => match webhooks.places.enter(&delivery.tenant, &webhooks.host(url)) {
+            Ok(place) => place,
+            Err(wait) => return postponed(wait),
+        },
+    };
     let timestamp = node.clock.now().as_millis().div_euclid(1_000);
     let headers = headers(&secrets, &delivery.id.to_string(), timestamp, &body);
     let answered = webhooks.parts.client.post(url, &headers, body).await;
