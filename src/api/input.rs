@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::problem::{Code, Problem};
+use super::strict;
 use crate::engine::Key;
 use crate::run::{RunId, ThreadId};
 
@@ -28,21 +29,7 @@ pub(super) async fn json<T: DeserializeOwned>(
         return Err(Problem::new(Code::UnsupportedMediaType, detail));
     }
     let body = bytes(payload, limit).await?;
-    let mut deserializer = serde_json::Deserializer::from_slice(&body);
-    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let inner = error.into_inner();
-        if !inner.is_data() {
-            return Problem::new(Code::InvalidJson, format!("the body is not JSON: {inner}"));
-        }
-        match named_field(&inner) {
-            _ if path != "." => Problem::field(path, inner.to_string()),
-            Some(field) => Problem::field(field, inner.to_string()),
-            None => Problem::new(Code::InvalidField, inner.to_string()),
-        }
-    })?;
-    deserializer.end().map_err(|error| Problem::new(Code::InvalidJson, format!("the body is not JSON: {error}")))?;
-    Ok((parsed, body))
+    Ok((strict::read(&body)?, body))
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -52,11 +39,6 @@ pub(super) async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Probl
         Ok(Err(error)) => Err(Problem::new(Code::InvalidJson, format!("the body cannot be read: {error}"))),
         Err(_) => Err(Problem::new(Code::BodyTooLarge, format!("the body is larger than {limit} bytes"))),
     }
-}
-
-/// The field that serde's text names: a missing or an unknown one has no path.
-fn named_field(error: &serde_json::Error) -> Option<String> {
-    error.to_string().split('`').nth(1).map(str::to_owned)
 }
 
 /// The run id in a path.

@@ -9,6 +9,7 @@ mod problem;
 mod queues;
 mod runs;
 mod schedules;
+mod strict;
 mod thread_object;
 mod threads;
 mod webhooks;

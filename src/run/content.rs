@@ -18,7 +18,7 @@ pub enum Content {
 }
 
 /// A part of what a message says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Part {
     /// A text.
@@ -205,6 +205,37 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Not by its tag, which takes an array for an object and forgets where a fault is.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Kind {
+            Text,
+            Image,
+            Audio,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            #[serde(rename = "type")]
+            kind: Kind,
+            text: Option<String>,
+            source: Option<Source>,
+        }
+        let Fields { kind, text, source } = Fields::deserialize(deserializer)?;
+        match (kind, text, source) {
+            (Kind::Text, Some(text), None) => Ok(Self::Text { text }),
+            (Kind::Image, None, Some(source)) => Ok(Self::Image { source }),
+            (Kind::Audio, None, Some(source)) => Ok(Self::Audio { source }),
+            (Kind::Text, None, None) => Err(de::Error::missing_field("text")),
+            (Kind::Image | Kind::Audio, None, None) => Err(de::Error::missing_field("source")),
+            (Kind::Text, _, Some(_)) => Err(de::Error::unknown_field("source", &["type", "text"])),
+            (Kind::Image | Kind::Audio, Some(_), _) => Err(de::Error::unknown_field("text", &["type", "source"])),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -229,7 +260,18 @@ mod tests {
         assert_eq!(parts(json!("hello")), Content::from("hello"));
         let error = serde_json::from_value::<Content>(json!(5)).unwrap_err().to_string();
         assert!(error.contains("a text or an array of parts"), "{error}");
-        assert!(serde_json::from_value::<Content>(json!([{"type": "video", "source": {"url": "x"}}])).is_err());
+        for (part, named) in [
+            (json!({"type": "video", "source": {"url": "x"}}), "video"),
+            (json!({"text": "x"}), "type"),
+            (json!({"type": "text"}), "text"),
+            (json!({"type": "text", "text": "x", "source": {"url": "x"}}), "source"),
+            (json!({"type": "image"}), "source"),
+            (json!({"type": "audio", "text": "x"}), "text"),
+            (json!({"type": "text", "text": "x", "colour": "red"}), "colour"),
+        ] {
+            let error = serde_json::from_value::<Content>(json!([part])).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{named}`")), "{part}: {error}");
+        }
     }
 
     #[test]

@@ -40,7 +40,14 @@ async fn bodies_that_are_no_runs_are_refused_by_field() {
         (with("input", json!(7)), "input"),
         (with("input", json!({"text": "x"})), "input"),
         (with("input", json!([])), "input"),
-        (with("input", json!([{"role": "user"}])), "input[0]"),
+        (with("input", json!([{"role": "user"}])), "input[0].content"),
+        (with("input", json!([["user", "x"]])), "input[0]"),
+        (with("input", json!([{"role": 5, "content": "x"}])), "input[0].role"),
+        (json!(["scripted", "x"]), "body"),
+        (with("budget", json!([5])), "budget"),
+        (with("webhook", json!(["https://h.example"])), "webhook"),
+        (with("on_busy", json!(5)), "on_busy"),
+        (with("on_disconnect", json!(["cancel"])), "on_disconnect"),
         (with("input", json!([{"role": "user", "content": "x", "name": "y"}])), "input[0].name"),
         (with("input", json!([{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}])), "input[1].role"),
         (with("params", json!("fast")), "params"),
@@ -110,7 +117,7 @@ async fn bodies_that_are_no_json_are_refused() {
         let shown: String = body.chars().take(80).collect();
         let answer = send_text(&node, "application/json", body).await;
         let code = answer.json()["code"].as_str().unwrap_or_default().to_owned();
-        // What is nested too deeply for its field is wrong in both ways.
+        // What is nested too deeply, or is half a character, is JSON all the same.
         assert!(["invalid_json", "invalid_field"].contains(&code.as_str()), "{shown}: {answer:?}");
         answer.assert_problem(400, &code);
     }
