@@ -5,6 +5,7 @@ use actix_web::HttpRequest;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::web::{Bytes, Payload};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::problem::{Code, Problem};
@@ -21,15 +22,48 @@ pub(super) async fn json<T: DeserializeOwned>(
     payload: Payload,
     limit: usize,
 ) -> Result<(T, Bytes), Problem> {
-    // Not only for good manners: a page of another origin cannot send this type without asking first.
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        let detail = format!("content-type: expected application/json, got {essence:?}");
-        return Err(Problem::new(Code::UnsupportedMediaType, detail));
-    }
+    expect_json(request)?;
     let body = bytes(payload, limit).await?;
     Ok((strict::read(&body)?, body))
+}
+
+/// The same, where no body, without a type, is an empty object.
+pub(super) async fn json_or_nothing<T: DeserializeOwned>(
+    request: &HttpRequest,
+    payload: Payload,
+    limit: usize,
+) -> Result<(T, Bytes), Problem> {
+    if request.headers().contains_key(CONTENT_TYPE) {
+        return json(request, payload, limit).await;
+    }
+    let body = bytes(payload, limit).await?;
+    if !body.is_empty() {
+        expect_json(request)?;
+    }
+    Ok((strict::read(b"{}")?, body))
+}
+
+/// Not only for good manners: a page of another origin cannot send this type without asking first.
+fn expect_json(request: &HttpRequest) -> Result<(), Problem> {
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let detail = format!("content-type: expected application/json, got {essence:?}");
+    Err(Problem::new(Code::UnsupportedMediaType, detail))
+}
+
+/// Tells what is given as `null`, which takes it away, from what is not given.
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// What may be left out and cannot be taken away: `null` is refused.
+pub(super) fn kept<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Reads a body of at most `limit` bytes.

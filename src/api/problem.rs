@@ -149,11 +149,12 @@ impl Problem {
         Self { field: Some(field), ..Self::new(Code::InvalidField, detail) }
     }
 
-    /// The same about another field, where a route calls it otherwise.
+    /// The same about another field, where a route calls it otherwise; or about a part of it.
     pub(crate) fn about(mut self, from: &str, to: &str) -> Self {
-        if self.field.as_deref() == Some(from) {
+        let part = self.field.as_deref().and_then(|field| field.strip_prefix(from));
+        if let Some(part) = part.filter(|part| part.is_empty() || part.starts_with(['[', '.'])) {
+            self.field = Some(format!("{to}{part}"));
             self.detail = self.detail.replacen(from, to, 1);
-            self.field = Some(to.to_owned());
         }
         self
     }

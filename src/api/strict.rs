@@ -120,12 +120,11 @@ fn spoken(expected: &dyn Expected) -> String {
         "a string" => "a text".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "an array".to_owned(),
-        "a map" | "newtype variant" => "an object".to_owned(),
+        "newtype variant" => "an object".to_owned(),
         "a formatted UUID string" => "a UUID".to_owned(),
         "u32" => format!("a whole number from 0 to {}", u32::MAX),
         "u64" => "a whole number from 0".to_owned(),
         "i32" => format!("a whole number from {} to {}", i32::MIN, i32::MAX),
-        _ if text.starts_with("struct ") => "an object".to_owned(),
         _ => text,
     }
 }
@@ -259,16 +258,20 @@ impl<'de> Deserializer<'de> for Json {
         visitor.visit_newtype_struct(self)
     }
 
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self {
+            Self::Object(_) => self.deserialize_any(visitor),
+            _ => Err(Fault::invalid_type(self.unexpected(), &"an object")),
+        }
+    }
+
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        match self {
-            Self::Object(_) => self.deserialize_any(visitor),
-            _ => Err(Fault::invalid_type(self.unexpected(), &"an object")),
-        }
+        self.deserialize_map(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -289,7 +292,7 @@ impl<'de> Deserializer<'de> for Json {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map identifier ignored_any
+        tuple_struct identifier ignored_any
     }
 }
 
@@ -372,7 +375,7 @@ impl<'de> VariantAccess<'de> for Variant {
 mod tests {
     use std::collections::BTreeMap;
 
-    use serde_json::{Value, json};
+    use serde_json::{Map, Value, json};
 
     use super::*;
     use crate::run::{Budget, Input, OnDisconnect, Webhook};
@@ -389,6 +392,8 @@ mod tests {
         #[serde(default)]
         metadata: BTreeMap<String, String>,
         params: Option<Value>,
+        #[serde(default)]
+        state: Map<String, Value>,
         priority: Option<i32>,
         delay_ms: Option<u64>,
     }
@@ -406,14 +411,14 @@ mod tests {
             "input": [{"role": "user", "content": [{"type": "text", "text": "x"},
                 {"type": "image", "source": {"data": {"media_type": "image/png", "base64": "AAAA"}}}]}],
             "on_disconnect": "cancel", "budget": {"tokens": 5}, "webhook": {"url": "u", "events": ["run.failed"]},
-            "metadata": {"a": "b"}, "params": params, "priority": -3, "delay_ms": null,
+            "metadata": {"a": "b"}, "params": params, "state": {"a": [1]}, "priority": -3, "delay_ms": null,
         });
         let read: Body = read(body.to_string().as_bytes()).unwrap();
         assert_eq!(serde_json::to_value(&read.input).unwrap(), body["input"]);
         assert_eq!((read.on_disconnect, read.budget.tokens), (OnDisconnect::Cancel, Some(5)));
         assert_eq!(read.webhook, serde_json::from_value(body["webhook"].clone()).unwrap());
         assert_eq!((read.metadata["a"].as_str(), read.params), ("b", Some(params)));
-        assert_eq!((read.priority, read.delay_ms), (Some(-3), None));
+        assert_eq!((read.state["a"][0].as_u64(), read.priority, read.delay_ms), (Some(1), Some(-3), None));
     }
 
     #[test]
@@ -452,6 +457,8 @@ mod tests {
             ),
             ("metadata", json!([]), "metadata", "expected an object, got an array"),
             ("metadata", json!({"a": null}), "metadata.a", "expected a text, got null"),
+            ("state", json!([]), "state", "expected an object, got an array"),
+            ("state", json!(null), "state", "expected an object, got null"),
             ("priority", json!(1.5), "priority", "expected a whole number from -2147483648 to 2147483647, got 1.5"),
             ("delay_ms", json!(-1), "delay_ms", "expected a whole number from 0, got -1"),
             ("colour", json!(1), "colour", "unknown field, expected one of input, on_disconnect, "),

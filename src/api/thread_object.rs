@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::input::kept;
 use super::object::RunObject;
 use crate::engine::{CreateRun, Key, Send};
 use crate::run::{Budget, Content, Input, OnDisconnect, Role, Tenant, ThreadId, Timestamp};
@@ -33,10 +34,12 @@ pub(super) struct CreateThreadBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct PatchThreadBody {
     /// Labels in place of all those it had.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "kept")]
+    #[schema(nullable = false)]
     pub(super) metadata: Option<BTreeMap<String, String>>,
     /// A document in place of the one it had.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "kept")]
+    #[schema(nullable = false)]
     pub(super) state: Option<Map<String, Value>>,
 }
 

@@ -5,7 +5,7 @@ use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::guard::caller;
-use super::input::{Query, idempotency_key, json, thread_id, token_header};
+use super::input::{Query, idempotency_key, json, json_or_nothing, thread_id, token_header};
 use super::object::RunObject;
 use super::problem::{Code, Problem};
 use super::runs::{accepts_stream, beside, cursor, encode_cursor, event_stream, framed, labels, no_body, page_limit};
@@ -33,7 +33,7 @@ fn object(request: &HttpRequest, thread: &Thread, response: &mut actix_web::Http
 
 /// Creates a thread.
 #[utoipa::path(post, path = "/v1/threads", tag = "threads",
-    request_body = CreateThreadBody,
+    request_body = Option<CreateThreadBody>,
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat for 24 hours.")),
     responses(
         (status = 201, description = "It is there now. `Location` names it.", body = ThreadObject<'static>),
@@ -42,7 +42,7 @@ fn object(request: &HttpRequest, thread: &Thread, response: &mut actix_web::Http
 pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<ApiState>) -> Answer {
     let engine = state.engine()?;
     Query::of(&request).end("none")?;
-    let (body, raw) = json::<CreateThreadBody>(&request, payload, state.settings.max_body).await?;
+    let (body, raw) = json_or_nothing::<CreateThreadBody>(&request, payload, state.settings.max_body).await?;
     let key = idempotency_key(&request, "POST /v1/threads", &raw)?;
     let keyed = key.is_some();
     let CreateThreadBody { id, metadata, state: document } = body;
@@ -131,6 +131,9 @@ pub(super) async fn send(request: HttpRequest, id: Path<String>, payload: Payloa
     let streams = body.stream || accepts_stream(&request);
     let tenant = caller(&request);
     let send = body.send(tenant.clone(), id, key, token_header(&request, CORRELATION_ID));
+    if send.debounce_max.is_some_and(|most| send.debounce > Some(most)) {
+        return Err(Problem::field("debounce_ms", "expected at most debounce_max_ms"));
+    }
     let sent = engine.send(send).await.map_err(|error| Problem::from(error).about("input", "content"))?;
     let runs = beside(&request, "/v1/runs");
     let location = sent.run.as_ref().map(|run| format!("{runs}/{}", run.spec.id));
@@ -171,7 +174,7 @@ pub(super) async fn messages(request: HttpRequest, id: Path<String>, state: Data
 
 /// People take the thread over: nobody is answered by a run, and what is going on is cancelled.
 #[utoipa::path(post, path = "/v1/threads/{id}/handoff", tag = "threads", params(("id" = String, Path)),
-    request_body = HandOffBody,
+    request_body = Option<HandOffBody>,
     responses((status = 200, body = ThreadObject<'static>),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn hand_off(
@@ -182,7 +185,7 @@ pub(super) async fn hand_off(
 ) -> Answer {
     Query::of(&request).end("none")?;
     let id = thread_id(&id)?;
-    let (body, _) = json::<HandOffBody>(&request, payload, state.settings.max_body).await?;
+    let (body, _) = json_or_nothing::<HandOffBody>(&request, payload, state.settings.max_body).await?;
     let thread = state.engine()?.hand_off(&caller(&request), id, body.reason).await?;
     Ok(object(&request, &thread, &mut HttpResponse::Ok()))
 }
