@@ -3,13 +3,13 @@
 use actix_web::http::header::{CACHE_CONTROL, LOCATION};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::ApiState;
 use super::guard::caller;
-use super::input::{Query, idempotency_key, json};
+use super::input::{Query, given, idempotency_key, json, kept};
 use super::problem::Problem;
 use super::runs::{no_body, page_limit};
 use crate::engine::{EndpointWish, ROTATION};
@@ -49,23 +49,21 @@ fn yes() -> bool {
 #[serde(deny_unknown_fields)]
 pub(super) struct PatchEndpointBody {
     /// An `https://` URL.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "kept")]
+    #[schema(nullable = false)]
     url: Option<String>,
     /// What is told.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "kept")]
+    #[schema(nullable = false)]
     events: Option<Vec<WebhookEvent>>,
     /// Only of this agent's runs; `null`: of all.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     agent: Option<Option<String>>,
     /// Whether anything is told. What waits for an endpoint that is disabled is given up.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "kept")]
+    #[schema(nullable = false)]
     enabled: Option<bool>,
-}
-
-/// `null` is something else than nothing.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 /// An endpoint.
@@ -180,6 +178,7 @@ pub(super) async fn create(request: HttpRequest, payload: Payload, state: Data<A
     let (body, raw) = json::<CreateEndpointBody>(&request, payload, state.settings.max_body).await?;
     let key = idempotency_key(&request, "POST /v1/webhooks/endpoints", &raw)?;
     let CreateEndpointBody { url, events, agent, enabled } = body;
+    check_news(&events, agent.as_deref())?;
     let wish = EndpointWish { url, events, agent, enabled };
     let (endpoint, _) = engine.create_endpoint(&caller(&request), wish, key).await?;
     let secret = engine.endpoint_secret(&endpoint)?;
@@ -229,8 +228,14 @@ pub(super) async fn patch(request: HttpRequest, id: Path<String>, payload: Paylo
     Query::of(&request).end("none")?;
     let (body, _) = json::<PatchEndpointBody>(&request, payload, state.settings.max_body).await?;
     let PatchEndpointBody { url, events, agent, enabled } = body;
+    let (tenant, id) = (caller(&request), uuid(&id)?);
+    if events.is_some() || agent.is_some() {
+        let stored = engine.endpoint(&tenant, id).await?;
+        let agent = agent.as_ref().unwrap_or(&stored.agent);
+        check_news(events.as_ref().unwrap_or(&stored.events), agent.as_deref())?;
+    }
     let patch = EndpointPatch { url, events, agent, enabled, still_at: None };
-    let endpoint = engine.patch_endpoint(&caller(&request), uuid(&id)?, patch).await?;
+    let endpoint = engine.patch_endpoint(&tenant, id, patch).await?;
     Ok(HttpResponse::Ok().json(EndpointObject::new(endpoint, None)))
 }
 
@@ -245,14 +250,17 @@ pub(super) async fn delete(request: HttpRequest, id: Path<String>, state: Data<A
 }
 
 /// Gives an endpoint a new secret. For 24 hours the one before it signs, too; one before that no longer does.
-#[utoipa::path(post, path = "/v1/webhooks/endpoints/{id}/rotate", tag = "webhooks", params(("id" = String, Path)),
-    responses((status = 200, description = "With the new secret.", body = EndpointObject),
+#[utoipa::path(post, path = "/v1/webhooks/endpoints/{id}/rotate", tag = "webhooks",
+    params(("id" = String, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat for 24 hours.")),
+    responses((status = 200, description = "With the new secret; a repeated request gets the endpoint as it is then.", body = EndpointObject),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn rotate(request: HttpRequest, id: Path<String>, payload: Payload, state: Data<ApiState>) -> Answer {
     let engine = state.engine()?;
     Query::of(&request).end("none")?;
     no_body(payload, &state).await?;
-    let endpoint = engine.rotate_endpoint(&caller(&request), uuid(&id)?).await?;
+    let key = idempotency_key(&request, "POST /v1/webhooks/endpoints/{id}/rotate", &[])?;
+    let endpoint = engine.rotate_endpoint(&caller(&request), uuid(&id)?, key).await?;
     let secret = engine.endpoint_secret(&endpoint)?;
     let mut response = HttpResponse::Ok();
     Ok(response.insert_header((CACHE_CONTROL, "no-store")).json(EndpointObject::new(endpoint, Some(&secret))))
@@ -277,6 +285,14 @@ pub(super) async fn secret(request: HttpRequest, id: Path<String>, state: Data<A
 pub(super) async fn tenant_secret(request: HttpRequest, state: Data<ApiState>) -> Answer {
     Query::of(&request).end("none")?;
     Ok(secret_answer(&state.engine()?.tenant_secret(&caller(&request))?, None))
+}
+
+/// An endpoint that is only for the runs of an agent is told something.
+fn check_news(events: &[WebhookEvent], agent: Option<&str>) -> Result<(), Problem> {
+    if agent.is_some() && !events.is_empty() && !events.iter().any(|event| event.is_of_run()) {
+        return Err(Problem::field("events", "expected at least one event of runs: news of threads are of no agent"));
+    }
+    Ok(())
 }
 
 fn secret_answer(secret: &Secret, previous_until: Option<Timestamp>) -> HttpResponse {

@@ -17,15 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::create::{CreateError, invalid};
+use super::create::{CreateError, invalid, stored_key};
 use super::places::Places;
-use super::recovery::KEY_KEPT;
 use super::{Engine, Key, Node};
 use crate::run::{Backoff, Status, Tenant, Timestamp, Webhook, WebhookEvent};
 use crate::store::webhooks::DISABLED;
 use crate::store::{
-    DeadLetter, Delivery, DeliveryFilter, Due, Endpoint, EndpointCreated, EndpointPatch, IdempotencyKey, Redelivered,
-    Settled, Settlement, StoreError, Stored,
+    DeadLetter, Delivery, DeliveryFilter, Due, Endpoint, EndpointCreated, EndpointPatch, Redelivered, Rotated, Settled,
+    Settlement, StoreError, Stored,
 };
 use crate::webhook::{Client, KeyError, Keys, MasterKey, Payload, Secret, SendError, delay, headers};
 
@@ -493,8 +492,7 @@ impl Engine {
             rotated_at: None,
             created_at: now,
         };
-        let valid_after = Timestamp::from_millis(now.as_millis() - KEY_KEPT.as_millis() as i64);
-        let key = key.map(|Key { route, key, fingerprint }| IdempotencyKey { route, key, fingerprint, valid_after });
+        let key = key.map(|key| stored_key(key, now));
         match self.node.store.create_endpoint(endpoint.clone(), key, ENDPOINTS).await? {
             EndpointCreated::New => Ok((endpoint, false)),
             EndpointCreated::Existing(endpoint) => Ok((endpoint, true)),
@@ -530,11 +528,17 @@ impl Engine {
         patched.ok_or(WebhookError::Missing("endpoint"))
     }
 
-    /// Gives an endpoint a new secret; for [`ROTATION`] the one before signs, too.
-    pub async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<Endpoint, WebhookError> {
+    /// Gives an endpoint a new secret, once for the key; for [`ROTATION`] the one before signs, too. Whoever repeats
+    /// the request gets the endpoint as it is then: a secret that verifies, also after another rotation.
+    pub async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, key: Option<Key>) -> Result<Endpoint, WebhookError> {
         self.node.webhooks.parts.keys.get()?;
-        let rotated = self.node.store.rotate_endpoint(tenant, id, self.now()).await?;
-        rotated.ok_or(WebhookError::Missing("endpoint"))
+        let now = self.now();
+        let key = key.map(|key| stored_key(key, now));
+        match self.node.store.rotate_endpoint(tenant, id, key, now).await? {
+            Rotated::Done(endpoint) => Ok(endpoint),
+            Rotated::KeyReused => Err(WebhookError::KeyReused),
+            Rotated::Missing => Err(WebhookError::Missing("endpoint")),
+        }
     }
 
     /// Removes an endpoint with its deliveries.

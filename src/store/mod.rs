@@ -44,8 +44,8 @@ pub use threads::{
     Admission, Admitted, Conversation, HandOff, Moved, NewThread, Patch, ThreadCreated, ThreadDeleted, ThreadStore,
 };
 pub use webhooks::{
-    Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, Redelivered, Settled,
-    Settlement, ThreadNews, WebhookStore,
+    Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, Redelivered, Rotated,
+    Settled, Settlement, ThreadNews, WebhookStore,
 };
 
 /// All that a store keeps.

@@ -148,6 +148,7 @@ macro_rules! store_suite {
             a_delivery_that_is_given_up_leaves_a_letter_and_can_be_sent_again
             endpoints_are_kept_changed_and_removed
             an_endpoint_is_created_once_for_its_key_and_not_too_many
+            a_secret_is_rotated_once_for_its_key
             a_disabled_endpoint_gets_nothing_more
             deliveries_are_listed_by_pages_and_filters
             deliveries_go_with_their_run_and_with_time

@@ -40,8 +40,14 @@ pub trait WebhookStore: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Option<Endpoint>, StoreError>;
 
-    /// Raises the version of an endpoint's secret; returns it as it is now.
-    async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError>;
+    /// Raises the version of an endpoint's secret, once for the key.
+    async fn rotate_endpoint(
+        &self,
+        tenant: &Tenant,
+        id: Uuid,
+        key: Option<IdempotencyKey>,
+        now: Timestamp,
+    ) -> Result<Rotated, StoreError>;
 
     /// Removes an endpoint with its deliveries and their dead letters; whether there was one. As many of these as can
     /// be removed in a moment go at once, the others with [`Self::forget_deliveries`].
@@ -109,6 +115,17 @@ pub enum EndpointCreated {
     KeyReused,
     /// The tenant has too many already.
     TooMany,
+}
+
+/// What became of the rotation of an endpoint's secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotated {
+    /// The endpoint as it is now. It was rotated before if the key was used before with the same body.
+    Done(Endpoint),
+    /// The key was used before with another body, or for another endpoint.
+    KeyReused,
+    /// There is no such endpoint, or it is another tenant's.
+    Missing,
 }
 
 /// What to change about an endpoint; `None` leaves it as it is.

@@ -342,7 +342,14 @@ async fn a_rotated_secret_signs_beside_the_one_before() {
     let path = format!("/v1/webhooks/endpoints/{}", id_of(&created));
     let shown = node.get(&format!("{path}/secret")).await.json();
     assert_eq!((&shown["secret"], shown.get("previous_until")), (&created["secret"], None));
-    let rotated = node.post(&format!("{path}/rotate")).await.json();
+    let rotate = async |path: &str| {
+        node.send(node.request(Method::POST, &format!("{path}/rotate")).header("idempotency-key", "k")).await
+    };
+    let rotated = rotate(&path).await.json();
+    assert_eq!(rotate(&path).await.json(), rotated, "once for its key");
+    let other = format!("/v1/webhooks/endpoints/{}", id_of(&endpoint(&node, "https://example.com").await));
+    rotate(&other).await.assert_problem(409, "idempotency_key_reused");
+    assert_eq!(node.delete(&other).await.status, 204);
     let (old, new) = (text(&created["secret"]), text(&rotated["secret"]));
     assert_ne!(old, new);
     completed(&node).await;
@@ -435,12 +442,25 @@ async fn endpoints_are_created_listed_changed_and_removed() {
         (json!({"url": "https://127.0.0.2"}), "url"),
         (json!({"events": []}), "events"),
         (json!({"agent": ""}), "agent"),
+        (json!({"url": null}), "url"),
+        (json!({"enabled": null}), "enabled"),
+        (json!({"events": null}), "events"),
+        (json!({"events": [5]}), "events[0]"),
+        (json!({"agent": "scripted", "events": ["thread.released"]}), "events"),
     ] {
         let refused = patch(body).await;
         refused.assert_problem(400, "invalid_field");
         assert_eq!(refused.json()["field"], field);
     }
     patch(json!({"events": ["run.started"]})).await.assert_problem(400, "invalid_field");
+    // News of threads are of no agent.
+    let of_threads = json!({"url": "https://example.com", "events": ["thread.released"], "agent": "elsewhere"});
+    let refused = node.post_json("/v1/webhooks/endpoints", &of_threads).await;
+    assert_eq!(refused.json()["field"], "events", "{refused:?}");
+    assert_eq!(patch(json!({"events": ["thread.released"]})).await.status, 200);
+    let refused = patch(json!({"agent": "elsewhere"})).await;
+    assert_eq!(refused.json()["field"], "events", "{refused:?}");
+    assert_eq!(patch(json!({"agent": "elsewhere", "events": ["run.failed", "thread.released"]})).await.status, 200);
     let wish = json!({"agent": "scripted", "input": "x",
         "webhook": {"url": "https://example.com", "events": ["thread.released"]}});
     let refused = node.post_json("/v1/runs", &wish).await;

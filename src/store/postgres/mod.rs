@@ -61,8 +61,9 @@ use self::link::{Link, Share};
 use super::{
     Agreement, Claim, Claimed, Commit, Committed, Created, DeadLetter, DeadLetterStore, Deleted, Delivery,
     DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch, Head, Held, IdempotencyKey, Limits,
-    NewRun, NodeStore, Proposal, Queued, Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated,
-    ScheduleStore, Settled, StoreError, Stored, TenantDepths, ThreadNews, TimerKey, Transition, WebhookStore,
+    NewRun, NodeStore, Proposal, Queued, Redelivered, RetentionStore, Rotated, RunFilter, RunStore, Schedule,
+    ScheduleCreated, ScheduleStore, Settled, StoreError, Stored, TenantDepths, ThreadNews, TimerKey, Transition,
+    WebhookStore,
 };
 use crate::run::{Command, RunId, Segment, Status, Tenant, Timestamp};
 
@@ -393,8 +394,15 @@ impl WebhookStore for PostgresStore {
         self.run(|conn| async move { webhooks::patch(&conn, tenant, id, patch, now).await }).await
     }
 
-    async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError> {
-        self.run(|conn| async move { webhooks::rotate(&conn, tenant, id, now).await }).await
+    async fn rotate_endpoint(
+        &self,
+        tenant: &Tenant,
+        id: Uuid,
+        key: Option<IdempotencyKey>,
+        now: Timestamp,
+    ) -> Result<Rotated, StoreError> {
+        let key = key.as_ref();
+        self.run(|conn| async move { webhooks::rotate(&conn, tenant, id, key, now).await }).await
     }
 
     async fn delete_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {

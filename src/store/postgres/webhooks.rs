@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::conn::Conn;
+use super::create::{keep, used};
 use super::error::Failure;
 use super::rows::{Columns, limit, plain};
 use crate::run::{Run, RunId, Segment, Status, Tenant, Timestamp, WebhookEvent};
@@ -19,7 +20,7 @@ use crate::store::spelling::{integer, unreadable};
 use crate::store::webhooks::{AT_ONCE, DISABLED};
 use crate::store::{
     DeadLetter, Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch,
-    IdempotencyKey, Redelivered, Settled, Settlement, StoreError, ThreadNews,
+    IdempotencyKey, Redelivered, Rotated, Settled, Settlement, StoreError, ThreadNews,
 };
 
 /// Inserts a delivery of each of the news for every endpoint that wants it, and for the run's own webhook, if the run
@@ -232,19 +233,54 @@ pub(super) async fn patch(
     }
 }
 
-/// Raises the version of an endpoint's secret.
+/// Raises the version of an endpoint's secret, once for the key.
 pub(super) async fn rotate(
     conn: &Conn,
     tenant: &Tenant,
     id: Uuid,
+    key: Option<&IdempotencyKey>,
     now: Timestamp,
-) -> Result<Option<Endpoint>, Failure> {
+) -> Result<Rotated, Failure> {
+    let client = conn.client();
+    client.batch_execute("BEGIN").await?;
+    let rotated = rotate_once(conn, tenant, id, key, now).await?;
+    // What is refused leaves nothing behind.
+    let end = if let Rotated::Done(_) = rotated { "COMMIT" } else { "ROLLBACK" };
+    client.batch_execute(end).await?;
+    Ok(rotated)
+}
+
+async fn rotate_once(
+    conn: &Conn,
+    tenant: &Tenant,
+    id: Uuid,
+    key: Option<&IdempotencyKey>,
+    now: Timestamp,
+) -> Result<Rotated, Failure> {
+    // Rotations of one endpoint come one after the other, so that they see each other's keys.
+    const LOCK: &str = "SELECT id FROM runcast_webhook_endpoints WHERE id = $1 AND tenant = $2 FOR UPDATE";
     const ROTATE: &str = concat!(
         "UPDATE runcast_webhook_endpoints e SET secret_version = secret_version + 1, rotated_at = $3 \
          WHERE id = $1 AND tenant = $2 RETURNING ",
         endpoint_columns!()
     );
-    one(&conn.query(ROTATE, &[&id, &plain(tenant.as_str()), &now.as_millis()]).await?)
+    let owner = plain(tenant.as_str());
+    if let Some(key) = key {
+        conn.query(LOCK, &[&id, &owner]).await?;
+        if let Some((fingerprint, _)) = used(conn, tenant, key).await? {
+            if fingerprint != key.fingerprint {
+                return Ok(Rotated::KeyReused);
+            }
+            return Ok(get(conn, tenant, id).await?.map_or(Rotated::Missing, Rotated::Done));
+        }
+    }
+    let rotated = one(&conn.query(ROTATE, &[&id, &owner, &now.as_millis()]).await?)?;
+    let Some(endpoint) = rotated else { return Ok(Rotated::Missing) };
+    match key {
+        // Another endpoint's rotation was first.
+        Some(key) if !keep(conn, tenant, key, id, now).await? => Ok(Rotated::KeyReused),
+        Some(_) | None => Ok(Rotated::Done(endpoint)),
+    }
 }
 
 /// Removes an endpoint with its deliveries.

@@ -57,8 +57,9 @@ use super::{
     Admission, Admitted, Agreement, Claim, Claimed, Commit, Committed, Conversation, Created, DeadLetter,
     DeadLetterStore, Deleted, Delivery, DeliveryFilter, Depths, Discard, Due, Endpoint, EndpointCreated, EndpointPatch,
     HandOff, Head, Held, IdempotencyKey, Limits, Moved, NewRun, NewThread, NodeStore, Patch, Proposal, Queued,
-    Redelivered, RetentionStore, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore, Settled, StoreError,
-    Stored, TenantDepths, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, Transition, WebhookStore,
+    Redelivered, RetentionStore, Rotated, RunFilter, RunStore, Schedule, ScheduleCreated, ScheduleStore, Settled,
+    StoreError, Stored, TenantDepths, ThreadCreated, ThreadDeleted, ThreadNews, ThreadStore, TimerKey, Transition,
+    WebhookStore,
 };
 use crate::run::{Command, Message, RunId, Segment, Status, Tenant, ThreadId, Timestamp};
 use crate::thread::{Event, Thread, ThreadMessage};
@@ -522,9 +523,15 @@ impl WebhookStore for SqliteStore {
         self.writes.call(move |writer| webhooks::patch(writer.conn(), &tenant, id, &patch, now)).await
     }
 
-    async fn rotate_endpoint(&self, tenant: &Tenant, id: Uuid, now: Timestamp) -> Result<Option<Endpoint>, StoreError> {
+    async fn rotate_endpoint(
+        &self,
+        tenant: &Tenant,
+        id: Uuid,
+        key: Option<IdempotencyKey>,
+        now: Timestamp,
+    ) -> Result<Rotated, StoreError> {
         let tenant = tenant.clone();
-        self.writes.call(move |writer| webhooks::rotate(writer.conn(), &tenant, id, now)).await
+        self.writes.call(move |writer| webhooks::rotate(writer.conn(), &tenant, id, key.as_ref(), now)).await
     }
 
     async fn delete_endpoint(&self, tenant: &Tenant, id: Uuid) -> Result<bool, StoreError> {

@@ -14,7 +14,7 @@ use crate::store::spelling::{integer, json, parse, unreadable, unsigned};
 use crate::store::webhooks::{AT_ONCE, DISABLED};
 use crate::store::{
     Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch, IdempotencyKey,
-    Redelivered, Settled, Settlement, StoreError, ThreadNews,
+    Redelivered, Rotated, Settled, Settlement, StoreError, ThreadNews,
 };
 
 macro_rules! endpoint_columns {
@@ -228,18 +228,30 @@ pub(super) fn patch(
     Ok(Some(endpoint))
 }
 
-/// Raises the version of an endpoint's secret.
+/// Raises the version of an endpoint's secret, once for the key.
 pub(super) fn rotate(
     conn: &Connection,
     tenant: &Tenant,
     id: Uuid,
+    key: Option<&IdempotencyKey>,
     now: Timestamp,
-) -> Result<Option<Endpoint>, StoreError> {
-    conn.prepare_cached(
-        "UPDATE webhook_endpoints SET secret_version = secret_version + 1, rotated_at = ? WHERE id = ? AND tenant = ?",
-    )?
-    .execute(params![now.as_millis(), id.as_bytes(), tenant.as_str()])?;
-    get(conn, tenant, id)
+) -> Result<Rotated, StoreError> {
+    let before = key.map(|key| used(conn, tenant, key)).transpose()?.flatten();
+    if key.zip(before).is_some_and(|(key, (fingerprint, _))| fingerprint != key.fingerprint) {
+        return Ok(Rotated::KeyReused);
+    }
+    let Some(endpoint) = get(conn, tenant, id)? else { return Ok(Rotated::Missing) };
+    if before.is_some() {
+        return Ok(Rotated::Done(endpoint));
+    }
+    let endpoint =
+        Endpoint { secret_version: endpoint.secret_version.saturating_add(1), rotated_at: Some(now), ..endpoint };
+    conn.prepare_cached("UPDATE webhook_endpoints SET secret_version = ?, rotated_at = ? WHERE id = ?")?
+        .execute(params![endpoint.secret_version, now.as_millis(), id.as_bytes()])?;
+    if let Some(key) = key {
+        keep(conn, tenant, key, id, now)?;
+    }
+    Ok(Rotated::Done(endpoint))
 }
 
 /// Removes an endpoint with its deliveries.

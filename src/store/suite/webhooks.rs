@@ -11,7 +11,7 @@ use super::threads::thread;
 use crate::run::{Command, Retry, RunId, Spec, Status, Tenant, ThreadId, Webhook, WebhookEvent};
 use crate::store::{
     DeadLetter, Deleted, Delivery, DeliveryFilter, DeliveryStatus, Due, Endpoint, EndpointCreated, EndpointPatch,
-    IdempotencyKey, Redelivered, Settled, Settlement, Store, ThreadDeleted, ThreadNews,
+    IdempotencyKey, Redelivered, Rotated, Settled, Settlement, Store, ThreadDeleted, ThreadNews,
 };
 
 const MANY: u64 = 1_000;
@@ -296,7 +296,7 @@ pub(crate) async fn endpoints_are_kept_changed_and_removed(harness: &mut dyn Har
     let (three, patch) = (endpoint_id(3), EndpointPatch { enabled: Some(false), ..EndpointPatch::default() });
     assert_eq!(store.endpoint(&tenant(), three).await.unwrap(), None);
     assert_eq!(store.patch_endpoint(&tenant(), three, patch, now()).await.unwrap(), None);
-    assert_eq!(store.rotate_endpoint(&tenant(), three, now()).await.unwrap(), None);
+    assert_eq!(store.rotate_endpoint(&tenant(), three, None, now()).await.unwrap(), Rotated::Missing);
     assert!(!store.delete_endpoint(&tenant(), three).await.unwrap());
 
     let patched = |patch| store.patch_endpoint(&first.tenant, endpoint_id(1), patch, now());
@@ -322,9 +322,9 @@ pub(crate) async fn endpoints_are_kept_changed_and_removed(harness: &mut dyn Har
     let expected = Endpoint { agent: Some("mail".into()), ..expected };
     assert_eq!(patched(mail).await.unwrap(), Some(expected.clone()));
 
-    let rotated = store.rotate_endpoint(&tenant(), endpoint_id(1), seconds(2_000)).await.unwrap();
+    let rotated = store.rotate_endpoint(&tenant(), endpoint_id(1), None, seconds(2_000)).await.unwrap();
     let expected = Endpoint { secret_version: 2, rotated_at: Some(seconds(2_000)), ..expected };
-    assert_eq!(rotated, Some(expected));
+    assert_eq!(rotated, Rotated::Done(expected));
     assert!(store.delete_endpoint(&tenant(), endpoint_id(1)).await.unwrap());
     assert!(!store.delete_endpoint(&tenant(), endpoint_id(1)).await.unwrap());
     assert_eq!(store.endpoints(&tenant(), None, 9).await.unwrap(), [endpoint(2)]);
@@ -354,6 +354,40 @@ pub(crate) async fn an_endpoint_is_created_once_for_its_key_and_not_too_many(har
     let created = futures_util::future::join_all(many).await;
     let new = created.iter().filter(|created| matches!(created, Ok(EndpointCreated::New))).count();
     assert_eq!((new, store.endpoints(&other, None, 99).await.unwrap().len()), (5, 5));
+}
+
+pub(crate) async fn a_secret_is_rotated_once_for_its_key(harness: &mut dyn Harness) {
+    let store = harness.store();
+    let key = |body, valid_after| {
+        let (route, key, valid_after) = ("rotate", "k".to_owned(), seconds(valid_after));
+        Some(IdempotencyKey { route, key, fingerprint: [body; 32], valid_after })
+    };
+    for number in [1, 2] {
+        keep(&*store, endpoint(number)).await;
+    }
+    let owner = tenant();
+    let rotate = |number, key, at| store.rotate_endpoint(&owner, endpoint_id(number), key, seconds(at));
+    let version = |number, version, at| {
+        let rotated_at = Some(seconds(at));
+        Rotated::Done(Endpoint { secret_version: version, rotated_at, ..endpoint(number) })
+    };
+    assert_eq!(rotate(9, key(1, 0), 2_000).await.unwrap(), Rotated::Missing);
+    assert_eq!(rotate(1, key(1, 0), 2_000).await.unwrap(), version(1, 2, 2_000), "what is not there keeps no key");
+    assert_eq!(rotate(1, key(1, 0), 2_001).await.unwrap(), version(1, 2, 2_000));
+    assert_eq!(rotate(2, key(2, 0), 2_002).await.unwrap(), Rotated::KeyReused);
+    assert_eq!(rotate(2, None, 2_003).await.unwrap(), version(2, 2, 2_003), "it was left as it is");
+    assert_eq!(rotate(1, None, 2_004).await.unwrap(), version(1, 3, 2_004));
+    assert_eq!(rotate(1, key(1, 0), 2_005).await.unwrap(), version(1, 3, 2_004), "the secret that is in use");
+    assert_eq!(rotate(1, key(1, 2_001), 2_006).await.unwrap(), version(1, 4, 2_006), "the key was forgotten");
+    store.delete_endpoint(&tenant(), endpoint_id(1)).await.unwrap();
+    assert_eq!(rotate(1, key(1, 0), 2_007).await.unwrap(), Rotated::Missing);
+    assert_eq!(rotate(2, key(2, 0), 2_008).await.unwrap(), version(2, 3, 2_008), "its key went with it");
+
+    // Many at once are one.
+    let other = || Some(IdempotencyKey { key: "many".into(), ..key(3, 0).unwrap() });
+    let many = futures_util::future::join_all((0..20).map(|_| rotate(2, other(), 2_009))).await;
+    let once = version(2, 4, 2_009);
+    assert!(many.iter().all(|rotated| rotated.as_ref().is_ok_and(|rotated| *rotated == once)), "{many:?}");
 }
 
 pub(crate) async fn a_disabled_endpoint_gets_nothing_more(harness: &mut dyn Harness) {
