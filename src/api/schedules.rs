@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::ApiState;
 use super::guard::caller;
-use super::input::{Query, idempotency_key, json};
+use super::input::{Query, given, idempotency_key, json, kept};
 use super::problem::Problem;
 use super::runs::{cursor, encode_cursor, page_limit};
 use crate::engine::CreateSchedule;
@@ -89,13 +89,29 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ChangeScheduleBody {
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     cron: Option<String>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     timezone: Option<String>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     missed: Option<Missed>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     enabled: Option<bool>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     agent: Option<String>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     input: Option<Input>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     params: Option<Map<String, Value>>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     priority: Option<i32>,
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<u64>)]
@@ -106,7 +122,11 @@ pub(super) struct ChangeScheduleBody {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<u32>)]
     max_attempts: Option<Option<u32>>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     on_disconnect: Option<OnDisconnect>,
+    #[serde(deserialize_with = "kept")]
+    #[schema(nullable = false)]
     metadata: Option<BTreeMap<String, String>>,
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
@@ -114,11 +134,6 @@ pub(super) struct ChangeScheduleBody {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<OnBusy>)]
     on_busy: Option<Option<OnBusy>>,
-}
-
-/// Tells what is given as `null` from what is not given.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 impl ChangeScheduleBody {

@@ -80,7 +80,7 @@ impl Engine {
             last_error: None,
             created_at: now,
         };
-        let schedule = Schedule { next_at: self.check_schedule(&schedule, now)?, ..schedule };
+        let schedule = Schedule { next_at: self.check_schedule(&schedule, now).await?, ..schedule };
         if self.is_draining() {
             return Err(CreateError::Draining.into());
         }
@@ -126,7 +126,7 @@ impl Engine {
             let enabled = changed.enabled && !stored.enabled;
             // What makes no sense any more can still be turned off.
             if replanned || enabled || changed.request != stored.request {
-                let next = self.check_schedule(&changed, self.now())?;
+                let next = self.check_schedule(&changed, self.now()).await?;
                 if replanned || enabled {
                     changed.next_at = next;
                 }
@@ -155,7 +155,7 @@ impl Engine {
     }
 
     /// When a schedule that makes sense would fire next after `now`; none if it is not enabled.
-    fn check_schedule(&self, schedule: &Schedule, now: Timestamp) -> Result<Option<Timestamp>, CreateError> {
+    async fn check_schedule(&self, schedule: &Schedule, now: Timestamp) -> Result<Option<Timestamp>, CreateError> {
         let invalid = |field: &str, message: String| CreateError::Invalid { field: field.to_owned(), message };
         let timetable = Timetable::parse(&schedule.cron, &schedule.timezone).map_err(|error| match &error {
             InvalidTimetable::Cron(_) => invalid("cron", error.to_string()),
@@ -164,6 +164,16 @@ impl Engine {
         let next = timetable.next(now);
         let next = next.ok_or_else(|| invalid("cron", "expected an expression that ever fires".to_owned()))?;
         self.check(wish(schedule), now)?;
+        match schedule.request.thread_id {
+            Some(thread) => {
+                let found = self.node.store.thread(Some(&schedule.tenant), thread).await?;
+                found.ok_or(CreateError::ThreadMissing)?;
+            }
+            None if schedule.request.on_busy.is_some() => {
+                return Err(invalid("on_busy", "expected only together with thread_id".to_owned()));
+            }
+            None => {}
+        }
         Ok(Some(next).filter(|_| schedule.enabled))
     }
 }

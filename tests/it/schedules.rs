@@ -134,14 +134,20 @@ async fn what_makes_no_sense_is_refused_by_its_field() {
         ("cron", json!("61 * * * *"), "invalid_field"),
         ("cron", json!("0 0 30 2 *"), "invalid_field"),
         ("cron", json!(7), "invalid_field"),
+        ("cron", Value::Null, "invalid_field"),
         ("timezone", json!("Mars/Base"), "invalid_field"),
         ("missed", json!("all"), "invalid_field"),
+        ("missed", json!(1), "invalid_field"),
+        ("enabled", Value::Null, "invalid_field"),
+        ("agent", Value::Null, "invalid_field"),
+        ("metadata", Value::Null, "invalid_field"),
         ("agent", json!("nobody"), "unknown_agent"),
         ("params", json!({"tokens": "many"}), "invalid_field"),
         ("priority", json!(1_000), "invalid_field"),
         ("max_attempts", json!(0), "invalid_field"),
         ("thread_id", json!("t"), "invalid_field"),
         ("delay_ms", json!(5), "invalid_field"),
+        ("on_busy", json!("reject"), "invalid_field"),
     ] {
         let mut body = valid.clone();
         body[field] = value.clone();
@@ -152,6 +158,15 @@ async fn what_makes_no_sense_is_refused_by_its_field() {
             assert!(named.starts_with(field), "{field}: {answer:?}");
         }
     }
+    let elsewhere = json!({"thread_id": uuid::Uuid::now_v7(), "on_busy": "reject"});
+    let mut body = valid.clone();
+    body.as_object_mut().unwrap().extend(elsewhere.as_object().unwrap().clone());
+    node.post_json("/v1/schedules", &body).await.assert_problem(404, "not_found");
+    change(&node, &id, elsewhere).await.assert_problem(404, "not_found");
+    let thread = node.post_json("/v1/threads", &json!({})).await.json()["id"].clone();
+    let changed = change(&node, &id, json!({"thread_id": thread, "on_busy": "reject"})).await;
+    assert_eq!((changed.status.as_u16(), &changed.json()["thread_id"]), (200, &thread));
+    change(&node, &id, json!({"thread_id": null})).await.assert_problem(400, "invalid_field");
     for missing in ["cron", "agent", "input"] {
         let mut body = valid.clone();
         body.as_object_mut().unwrap().remove(missing);
