@@ -21,7 +21,7 @@ use super::input::{Query, bytes, idempotency_key, json, run_id, token_header};
 use super::object::{CreateRunBody, EventObject, EventPage, RunObject, RunPage};
 use super::problem::Problem;
 use super::{ApiState, CORRELATION_ID};
-use crate::engine::{Cancelled, Engine, Viewer, Watched};
+use crate::engine::{Cancelled, CreateError, Engine, ResumeError, Viewer, Watched};
 use crate::run::{Run, RunId, Status};
 use crate::store::{RunFilter, Stored};
 
@@ -243,7 +243,13 @@ pub(super) async fn retry(request: HttpRequest, id: Path<String>, payload: Paylo
     Query::of(&request).end("none")?;
     no_body(payload, &state).await?;
     let key = idempotency_key(&request, "POST /v1/runs/{id}/retry", &[])?;
-    let (stored, _) = state.engine()?.retry(&caller(&request), run_id(&id)?, key).await?;
+    let (engine, tenant, id) = (state.engine()?, caller(&request), run_id(&id)?);
+    let retried = engine.retry(&tenant, id, key).await;
+    if matches!(retried, Err(CreateError::Missing)) {
+        // It may be gone.
+        engine.get(&tenant, id).await?;
+    }
+    let (stored, _) = retried?;
     let location = format!("{}/{}", base(&request), stored.run.spec.id);
     Ok(object(&request, &stored, HttpResponse::Accepted().insert_header((LOCATION, location))))
 }
@@ -267,7 +273,13 @@ pub(super) async fn resume(request: HttpRequest, id: Path<String>, payload: Payl
     Query::of(&request).end("none")?;
     let id = run_id(&id)?;
     let (body, _) = json::<ResumeBody>(&request, payload, state.settings.max_body).await?;
-    let stored = state.engine()?.resume(&caller(&request), id, body.wait_id, body.input).await?;
+    let (engine, tenant) = (state.engine()?, caller(&request));
+    let resumed = engine.resume(&tenant, id, body.wait_id, body.input).await;
+    if matches!(resumed, Err(ResumeError::Missing)) {
+        // It may be gone.
+        engine.get(&tenant, id).await?;
+    }
+    let stored = resumed?;
     Ok(object(&request, &stored, &mut HttpResponse::Ok()))
 }
 

@@ -35,6 +35,9 @@ async fn runs_are_removed_so_long_after_their_end_and_are_gone_then() {
             node.get(&format!("/v1/runs/{id}/{path}")).await.assert_problem(410, "gone");
         }
         node.cancel(id).await.assert_problem(410, "gone");
+        node.post(&format!("/v1/runs/{id}/retry")).await.assert_problem(410, "gone");
+        let answer = json!({"wait_id": "w1", "input": "x"});
+        node.post_json(&format!("/v1/runs/{id}/resume"), &answer).await.assert_problem(410, "gone");
         node.delete(&format!("/v1/runs/{id}")).await.assert_problem(410, "gone");
     }
     node.get(&format!("/v1/queues/dead/{failed}")).await.assert_problem(404, "not_found");
