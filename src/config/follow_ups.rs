@@ -74,8 +74,12 @@ fn read(table: &Table, around: &Surroundings) -> Result<FollowUp, String> {
         days: days.unwrap_or_default(),
         timezone: timezone.unwrap_or_else(|| "UTC".to_owned()),
     });
-    if let Some(hours) = &hours {
-        hours.read().map_err(|error| format!("hours: {error}"))?;
+    if let Some(written) = &hours {
+        let read = written.read().map_err(|error| format!("hours: {error}"))?;
+        if read.from == read.to && !written.hours.trim_end().ends_with("24:00") {
+            let expected = "expected hours that end at another time than they begin, or \"00:00-24:00\"";
+            return Err(format!("hours: {expected}, got {:?}", written.hours));
+        }
     }
     Ok(FollowUp {
         after: key(table, "after", &AFTER, around)?.ok_or("after has to be set")?,

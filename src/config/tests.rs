@@ -613,6 +613,10 @@ fn what_is_no_follow_up_is_refused_with_its_place() {
         ("[{ after = \"soon\", instruction = \"x\" }]", "item 1: after: expected a duration"),
         ("[{ after = \"1h\", instruction = \"x\", times = 0 }]", "item 1: times: expected a whole number from 1"),
         ("[{ after = \"1h\", instruction = \"x\", time = 1 }]", "item 1: time: unknown key"),
+        (
+            "[{ after = \"1h\", instruction = \"x\", hours = \"09:00-09:00\" }]",
+            "item 1: hours: expected hours that end at another time than they begin, or \"00:00-24:00\"",
+        ),
     ] {
         let faults = faults(&format!("[agents.a]\nkind = \"scripted\"\nfollow_ups = {list}\n"));
         assert!(faults.contains("agents.a.follow_ups (toml:3)") && faults.contains(problem), "{list}: {faults}");

@@ -400,10 +400,10 @@ impl Engine {
         let due = match wish.start {
             Start::Now => None,
             Start::After(delay) => Some(now.after(bounded("delay_ms", delay)?)),
-            Start::At(at) => {
-                bounded("run_at", at.since(now))?;
-                Some(at)
+            Start::At(at) if at.since(now) > LONGEST => {
+                return Err(invalid("run_at", "expected at most 366 days from now"));
             }
+            Start::At(at) => Some(at),
         };
         let ttl_at = match wish.ttl {
             Some(ttl) => Some(now.after(bounded("ttl_ms", ttl)?)),

@@ -52,8 +52,19 @@ impl std::str::FromStr for Timestamp {
     type Err = jiff::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<jiff::Timestamp>().map(|time| Self::from_millis(time.as_millisecond()))
+        match text.parse::<jiff::Timestamp>() {
+            Ok(time) => Ok(Self::from_millis(time.as_millisecond())),
+            // RFC 3339 goes a little further.
+            Err(_) if is_of_the_last_year(text) => Ok(Self::MAX),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// Whether the text is a time of the year 9999.
+fn is_of_the_last_year(text: &str) -> bool {
+    let pieces = jiff::fmt::temporal::Pieces::parse(text);
+    pieces.is_ok_and(|time| time.date().year() == 9999 && time.time().is_some() && time.offset().is_some())
 }
 
 impl Serialize for Timestamp {
@@ -80,5 +91,11 @@ mod tests {
         assert_eq!(Timestamp::from_millis(1_700_000_000_007).to_string(), "2023-11-14T22:13:20.007Z");
         assert_eq!("2023-11-14T23:13:20.007+01:00".parse::<Timestamp>().unwrap().as_millis(), 1_700_000_000_007);
         assert_eq!(Timestamp::MAX.to_string(), "9998-12-31T23:59:59.999Z");
+        for last in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999-12:00", "9999-01-01T00:00:00Z"] {
+            assert_eq!(last.parse::<Timestamp>().unwrap(), Timestamp::MAX, "{last}");
+        }
+        for none in ["9999-12-31", "9999-12-31T23:59:59", "9999-13-31T23:59:59Z"] {
+            assert!(none.parse::<Timestamp>().is_err(), "{none}");
+        }
     }
 }

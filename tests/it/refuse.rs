@@ -51,6 +51,7 @@ async fn bodies_that_are_no_runs_are_refused_by_field() {
         (with("input", json!([{"role": "user", "content": "x", "name": "y"}])), "input[0].name"),
         (with("input", json!([{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}])), "input[1].role"),
         (with("params", json!("fast")), "params"),
+        (with("params", Value::Null), "params"),
         (with("params", json!({"tokens": -1})), "params.tokens"),
         (with("params", json!({"tokens": "many"})), "params.tokens"),
         (with("params", json!({"tokens": 1.5})), "params.tokens"),
@@ -69,6 +70,7 @@ async fn bodies_that_are_no_runs_are_refused_by_field() {
         (with("run_at", json!("tomorrow")), "run_at"),
         (with("run_at", json!(1_700_000_000)), "run_at"),
         (with("run_at", json!("2999-01-01T00:00:00Z")), "run_at"),
+        (with("run_at", json!("9999-12-31T23:59:59Z")), "run_at"),
         (with("ttl_ms", json!(-1)), "ttl_ms"),
         (with("ttl_ms", json!(u64::MAX)), "ttl_ms"),
         (with("timeout_ms", json!(0)), "timeout_ms"),
@@ -89,6 +91,11 @@ async fn bodies_that_are_no_runs_are_refused_by_field() {
         let detail = answer.assert_problem(400, "invalid_field");
         assert_eq!(answer.json()["field"], field, "{body}: {detail}");
         assert!(detail.contains(field), "{body}: {detail}");
+    }
+    for late in ["2999-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+        let detail =
+            node.post_json("/v1/runs", &with("run_at", json!(late))).await.assert_problem(400, "invalid_field");
+        assert_eq!(detail, "run_at: expected at most 366 days from now", "{late}");
     }
     let answer = node.post_json("/v1/runs", &with("agent", json!("nobody"))).await;
     let detail = answer.assert_problem(400, "unknown_agent");
