@@ -259,9 +259,10 @@ impl<'de> Deserializer<'de> for Json {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self {
-            Self::Object(_) => self.deserialize_any(visitor),
-            _ => Err(Fault::invalid_type(self.unexpected(), &"an object")),
+        if let Self::Object(_) = self {
+            self.deserialize_any(visitor)
+        } else {
+            Err(Fault::invalid_type(self.unexpected(), &"an object"))
         }
     }
 
@@ -286,7 +287,13 @@ impl<'de> Deserializer<'de> for Json {
                 let (name, value) = fields.swap_remove(0);
                 visitor.visit_enum(Variant { name, value })
             }
-            _ => Err(Fault::unlike(&shown(self.unexpected()), &one_of(variants))),
+            Self::Null
+            | Self::Bool(_)
+            | Self::Unsigned(_)
+            | Self::Signed(_)
+            | Self::Float(_)
+            | Self::Array(_)
+            | Self::Object(_) => Err(Fault::unlike(&shown(self.unexpected()), &one_of(variants))),
         }
     }
 
