@@ -86,52 +86,52 @@ fn yes() -> bool {
 }
 
 /// The body of `PATCH /v1/schedules/{id}`: what is to change. `null` takes a bound away.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ChangeScheduleBody {
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     cron: Option<String>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     timezone: Option<String>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     missed: Option<Missed>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     enabled: Option<bool>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     agent: Option<String>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     input: Option<Input>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     params: Option<Map<String, Value>>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     priority: Option<i32>,
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u64>)]
     ttl_ms: Option<Option<u64>>,
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u64>)]
     timeout_ms: Option<Option<u64>>,
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u32>)]
     max_attempts: Option<Option<u32>>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     on_disconnect: Option<OnDisconnect>,
-    #[serde(deserialize_with = "kept")]
+    #[serde(default, deserialize_with = "kept")]
     #[schema(nullable = false)]
     metadata: Option<BTreeMap<String, String>>,
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     thread_id: Option<Option<ThreadId>>,
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<OnBusy>)]
     on_busy: Option<Option<OnBusy>>,
 }

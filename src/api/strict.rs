@@ -260,10 +260,9 @@ impl<'de> Deserializer<'de> for Json {
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         if let Self::Object(_) = self {
-            self.deserialize_any(visitor)
-        } else {
-            Err(Fault::invalid_type(self.unexpected(), &"an object"))
+            return self.deserialize_any(visitor);
         }
+        Err(Fault::invalid_type(self.unexpected(), &"an object"))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(

@@ -31,9 +31,9 @@ fn object(request: &HttpRequest, thread: &Thread, response: &mut actix_web::Http
     response.json(ThreadObject::new(thread, &threads, &runs))
 }
 
-/// Creates a thread.
+/// Creates a thread. No body is an empty object.
 #[utoipa::path(post, path = "/v1/threads", tag = "threads",
-    request_body = Option<CreateThreadBody>,
+    request_body = CreateThreadBody,
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat for 24 hours.")),
     responses(
         (status = 201, description = "It is there now. `Location` names it.", body = ThreadObject<'static>),
@@ -172,9 +172,10 @@ pub(super) async fn messages(request: HttpRequest, id: Path<String>, state: Data
     Ok(HttpResponse::Ok().json(MessagePage { data: messages.iter().map(Into::into).collect(), next_after }))
 }
 
-/// People take the thread over: nobody is answered by a run, and what is going on is cancelled.
+/// People take the thread over: nobody is answered by a run, and what is going on is cancelled. No body is an empty
+/// object.
 #[utoipa::path(post, path = "/v1/threads/{id}/handoff", tag = "threads", params(("id" = String, Path)),
-    request_body = Option<HandOffBody>,
+    request_body = HandOffBody,
     responses((status = 200, body = ThreadObject<'static>),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn hand_off(

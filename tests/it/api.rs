@@ -123,6 +123,17 @@ async fn the_openapi_document_has_every_route_and_resolves_all_it_names() {
             assert!(document["paths"][path][method]["responses"].is_object(), "{method} {path}");
         }
     }
+    // What cannot be cleared is not said to take null.
+    for (body, field, cleared) in [
+        ("PatchThreadBody", "metadata", false),
+        ("PatchEndpointBody", "url", false),
+        ("PatchEndpointBody", "agent", true),
+        ("ChangeScheduleBody", "cron", false),
+        ("ChangeScheduleBody", "ttl_ms", true),
+    ] {
+        let schema = document["components"]["schemas"][body]["properties"][field].to_string();
+        assert_eq!(schema.contains("null"), cleared, "{body}.{field}: {schema}");
+    }
     fn check(value: &Value, document: &Value) {
         match value {
             Value::Object(fields) => {
