@@ -7,7 +7,7 @@ use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Node, database, finished_process, is_embedded};
+use crate::harness::{Answer, Node, database, finished_process, id_of, is_embedded};
 
 async fn send_text(node: &Node, content_type: &str, body: impl Into<reqwest::Body>) -> Answer {
     node.send(node.request(Method::POST, "/v1/runs").header(CONTENT_TYPE, content_type).body(body)).await
@@ -145,6 +145,27 @@ async fn bodies_that_are_no_json_are_refused() {
     let answer =
         send_text(&node, "Application/JSON; charset=utf-8", "{\"agent\": \"scripted\", \"input\": \"x\"}").await;
     assert_eq!(answer.status, 202, "{answer:?}");
+}
+
+#[tokio::test]
+async fn threads_take_no_body_for_an_empty_one_and_nothing_else() {
+    let node = Node::start("").await;
+    let made = node.post("/v1/threads").await;
+    assert_eq!((made.status.as_u16(), &made.json()["state"]), (201, &json!({})));
+    let thread = format!("/v1/threads/{}", id_of(&made.json()));
+    let handed = node.post(&format!("{thread}/handoff")).await;
+    assert_eq!((handed.status.as_u16(), &handed.json()["handed_off"]["reason"]), (200, &json!("")));
+    for path in ["/v1/threads", &format!("{thread}/handoff")] {
+        node.post_json(path, &json!([])).await.assert_problem(400, "invalid_field");
+        let plain = node.request(Method::POST, path).body("{}");
+        node.send(plain).await.assert_problem(415, "unsupported_media_type");
+    }
+    for field in ["metadata", "state"] {
+        let patch = node.request(Method::PATCH, &thread).json(&json!({field: null}));
+        let answer = node.send(patch).await;
+        answer.assert_problem(400, "invalid_field");
+        assert_eq!(answer.json()["field"], field);
+    }
 }
 
 #[tokio::test]
