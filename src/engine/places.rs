@@ -4,13 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::run::Tenant;
 
-/// What the first wait that find no place.
-const WAIT: Duration = Duration::from_secs(1);
-
-/// What is waited at the most.
+/// What is waited at least, and at the most.
+const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Who has a share of the calls.
@@ -22,11 +21,34 @@ enum Subject {
     Tenant(Tenant),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Load {
     calls: usize,
     /// How many found no place since a call has ended.
     sent_away: usize,
+    /// When the last call ended, or the first began.
+    since: Instant,
+    /// How long calls take: each that ends counts for a quarter.
+    takes: Duration,
+}
+
+impl Load {
+    fn new() -> Self {
+        Self { calls: 0, sent_away: 0, since: Instant::now(), takes: Duration::ZERO }
+    }
+
+    /// When about as many calls have ended as there are before one who is sent away now.
+    fn wait(&mut self, most: usize) -> Duration {
+        self.sent_away += 1;
+        let turns = u32::try_from(self.sent_away.div_ceil(most)).unwrap_or(u32::MAX);
+        let call = self.takes.max(self.since.elapsed());
+        call.saturating_mul(turns).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    }
+
+    fn ended(&mut self, took: Duration) {
+        let takes = if self.takes.is_zero() { took } else { (self.takes * 3 + took) / 4 };
+        *self = Self { calls: self.calls - 1, sent_away: 0, since: Instant::now(), takes };
+    }
 }
 
 /// The places of a node.
@@ -44,22 +66,20 @@ impl Places {
         Self { of_host, of_tenant: places.saturating_sub(of_host).max(1), busy: Mutex::default() }
     }
 
-    /// A place for a call of `tenant` to `host`. If there is none, what to wait: the longer, the more were sent away
-    /// since a call has ended, so that those who come again are few, however many wait.
+    /// A place for a call of `tenant` to `host`. If there is none, what to wait: the longer, the longer calls take and
+    /// the more were sent away since one has ended, so that those who come again are few, however many wait.
     pub(super) fn enter(&self, tenant: &Tenant, host: &str) -> Result<Place<'_>, Duration> {
         let subjects = [Subject::Host(host.to_owned()), Subject::Tenant(tenant.clone())];
         let mut busy = self.busy.lock();
         for (subject, most) in subjects.iter().zip([self.of_host, self.of_tenant]) {
             if let Some(load) = busy.get_mut(subject).filter(|load| load.calls >= most) {
-                load.sent_away += 1;
-                let turns = u32::try_from(load.sent_away.div_ceil(most)).unwrap_or(u32::MAX);
-                return Err(WAIT.saturating_mul(turns).min(LONGEST_WAIT));
+                return Err(load.wait(most));
             }
         }
         for subject in &subjects {
-            busy.entry(subject.clone()).or_default().calls += 1;
+            busy.entry(subject.clone()).or_insert_with(Load::new).calls += 1;
         }
-        Ok(Place { places: self, subjects })
+        Ok(Place { places: self, subjects, since: Instant::now() })
     }
 }
 
@@ -68,6 +88,7 @@ impl Places {
 pub(super) struct Place<'a> {
     places: &'a Places,
     subjects: [Subject; 2],
+    since: Instant,
 }
 
 impl Drop for Place<'_> {
@@ -75,7 +96,7 @@ impl Drop for Place<'_> {
         let mut busy = self.places.busy.lock();
         for subject in &self.subjects {
             match busy.get_mut(subject) {
-                Some(load) if load.calls > 1 => *load = Load { calls: load.calls - 1, sent_away: 0 },
+                Some(load) if load.calls > 1 => load.ended(self.since.elapsed()),
                 Some(_) | None => drop(busy.remove(subject)),
             }
         }
@@ -105,17 +126,31 @@ mod tests {
         assert!(places.busy.lock().is_empty(), "nothing is left of those who have gone");
     }
 
-    #[test]
-    fn the_more_are_sent_away_the_longer_they_wait() {
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_sent_away_waits_for_about_as_many_calls_as_are_before_it() {
         let places = Places::new(16);
         let tenant = Tenant::new("acme");
-        let held = (places.enter(&tenant, "slow").unwrap(), places.enter(&tenant, "slow").unwrap());
-        let waits: Vec<_> = (0..5).map(|_| places.enter(&tenant, "slow").unwrap_err().as_secs()).collect();
-        assert_eq!(waits, [1, 1, 2, 2, 3]);
-        let longest = (0..1_000).filter_map(|_| places.enter(&tenant, "slow").err()).max();
-        assert_eq!(longest, Some(LONGEST_WAIT));
-        drop(held.0);
-        let _held = places.enter(&tenant, "slow").unwrap();
-        assert_eq!(places.enter(&tenant, "slow").unwrap_err(), WAIT, "places become free");
+        let waits = |sent_away: usize| -> Vec<u64> {
+            let waits = (0..sent_away).map(|_| places.enter(&tenant, "host").unwrap_err().as_millis());
+            waits.map(|wait| u64::try_from(wait).unwrap()).collect()
+        };
+        let (first, second) = (places.enter(&tenant, "host").unwrap(), places.enter(&tenant, "host").unwrap());
+        assert_eq!(waits(5), [100; 5], "nobody knows yet how long calls take");
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(waits(5), [12_000, 16_000, 16_000, 20_000, 20_000], "the sixth to the tenth, two at a time");
+        assert_eq!(waits(1_000).into_iter().max(), Some(60_000));
+        drop(first);
+        let first = places.enter(&tenant, "host").unwrap();
+        assert_eq!(waits(3), [4_000, 4_000, 8_000], "places become free");
+        // It has become faster.
+        drop((first, second));
+        for _ in 0..30 {
+            let (first, _second) = (places.enter(&tenant, "host").unwrap(), places.enter(&tenant, "host").unwrap());
+            tokio::time::advance(Duration::from_millis(10)).await;
+            drop(first);
+            let _first = places.enter(&tenant, "host").unwrap();
+            assert_eq!(waits(1), [100]);
+        }
+        assert!(places.busy.lock().is_empty());
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::Url;
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -42,6 +43,9 @@ const LONGEST: usize = 2_048;
 
 /// How often the outbox is looked at without being asked.
 const POLL: Duration = Duration::from_secs(1);
+
+/// And how often while deliveries wait that were sent away for less than that.
+const SOON: Duration = Duration::from_millis(100);
 
 /// How often at the most, when there was nothing the last time.
 const PACE: Duration = Duration::from_millis(50);
@@ -92,6 +96,8 @@ pub(crate) struct Webhooks {
     woken: Notify,
     /// The calls that are under way.
     places: Places,
+    /// Until when deliveries come due that were sent away for a moment.
+    soon: Mutex<Option<Instant>>,
     stop: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -145,6 +151,7 @@ impl Webhooks {
     pub(crate) fn new(parts: WebhookParts) -> Self {
         Self {
             places: Places::new(parts.concurrency),
+            soon: Mutex::default(),
             parts,
             woken: Notify::new(),
             stop: CancellationToken::new(),
@@ -214,7 +221,8 @@ async fn deliver(node: Arc<Node>) {
         let rest = async {
             tokio::time::sleep(PACE).await;
             // Whoever woke it meanwhile is remembered.
-            tokio::time::timeout(POLL, webhooks.woken.notified()).await.unwrap_or_default();
+            let poll = if webhooks.soon.lock().is_some_and(|until| Instant::now() < until) { SOON } else { POLL };
+            tokio::time::timeout(poll, webhooks.woken.notified()).await.unwrap_or_default();
         };
         webhooks.stop.run_until_cancelled(rest).await;
     }
@@ -262,6 +270,11 @@ async fn send(node: Arc<Node>, due: Due, permit: OwnedSemaphorePermit) {
         Settlement::Delivered(_) => node.metrics.webhook("delivered"),
         Settlement::Retry { .. } => node.metrics.webhook("failed"),
         Settlement::Dead { .. } => node.metrics.webhook("dead"),
+        Settlement::Postponed(wait) if *wait < POLL => {
+            let until = Instant::now() + *wait + POLL;
+            let mut soon = webhooks.soon.lock();
+            *soon = Some(soon.map_or(until, |known| known.max(until)));
+        }
         Settlement::Postponed(_) => {}
     }
     let settled = Settled { id: due.delivery.id, claim: due.claim, settlement };
@@ -280,14 +293,17 @@ async fn send(node: Arc<Node>, due: Due, permit: OwnedSemaphorePermit) {
         }
     }
     if let (true, Some(endpoint)) = (gone, due.delivery.endpoint) {
-        tracing::warn!(%endpoint, "a webhook endpoint has answered 410 Gone: it is disabled");
         // Not if somebody has sent it elsewhere meanwhile.
         let still_at = due.endpoint.map(|endpoint| endpoint.url);
         let patch = EndpointPatch { enabled: Some(false), still_at, ..EndpointPatch::default() };
         let now = node.clock.now();
-        if let Err(error) = node.store.patch_endpoint(&due.delivery.tenant, endpoint, patch, now).await {
+        match node.store.patch_endpoint(&due.delivery.tenant, endpoint, patch, now).await {
+            Ok(Some(patched)) if !patched.enabled => {
+                tracing::warn!(%endpoint, "a webhook endpoint has answered 410 Gone: it is disabled");
+            }
+            Ok(_) => {}
             // The next delivery says so again.
-            tracing::debug!(%endpoint, %error, "cannot disable a webhook endpoint");
+            Err(error) => tracing::debug!(%endpoint, %error, "cannot disable a webhook endpoint"),
         }
     }
 }
